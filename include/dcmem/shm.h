@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * shm.h - what lies in shared memory. Three kinds of mapping and nothing else:
+ *
+ *   immutable       segments and the index (container.h); sealed SHRINK GROW WRITE SEAL
+ *   daemon-written  the placement table (here) and arena chunks (plain bytes);
+ *                   sealed FUTURE_WRITE SHRINK GROW SEAL once the daemon has mapped them
+ *   rings           none yet in protocol 1
+ *
+ * A client gets an O_RDONLY reopen of its own of every object, and maps it read-only.
+ *
+ * Placement table: one header, one record a tensor, one word a chunk. A record is a seqlock: odd
+ * while the daemon writes. lib/proto/shared.h has the accessors; nothing else touches these words.
+ */
+#ifndef DCMEM_SHM_H
+#define DCMEM_SHM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define SHM_PLACEMENT_MAGIC 0x4543414c504d4344ULL /* "DCMPLACE" */
+#define SHM_MAX_CHUNKS 4096 /* of one arena: 256 GiB of windows at 64 MiB; untuned */
+#define SHM_PAGES_IN_INDEX UINT32_MAX
+
+struct shm_placement_header {
+	uint64_t magic;
+	uint32_t version; /* 1 */
+	uint32_t retired; /* not 0: the model was unloaded; unmap, then DETACH */
+	uint64_t n_tensors;
+	uint32_t n_chunks; /* words in the chunk table */
+	uint32_t chunk_epoch; /* grows whenever a chunk word changes to RETIRED */
+	uint64_t records_offset; /* from the start of the table, 64-byte aligned */
+	uint64_t chunks_offset;
+	uint64_t heartbeat_ns; /* CLOCK_MONOTONIC, about once a second */
+	uint64_t reserved;
+};
+
+/* Where a tensor is held now: one stored form that covers all its pages. */
+struct shm_placement {
+	uint32_t sequence; /* odd: being written */
+	uint32_t generation; /* grows with every change */
+	uint32_t segment;    /* that holds the stored bytes */
+	uint32_t flags;	     /* SHM_PLACEMENT_RAW */
+	uint64_t offset;     /* of the form in the segment */
+	uint64_t stored_bytes;
+	uint64_t page_record; /* first container_page: a record number of the index's page table,
+				 or a byte offset in segment pages_segment */
+	uint32_t pages_segment; /* SHM_PAGES_IN_INDEX */
+	uint32_t reserved[5];
+};
+#define SHM_PLACEMENT_RAW (1U << 0)
+
+/* A chunk word. RETIRED: when it holds no lease there, a client unmaps it and sends CHUNK_ACK. */
+#define SHM_CHUNK_UNUSED 0
+#define SHM_CHUNK_LIVE 1
+#define SHM_CHUNK_RETIRED 2
+
+_Static_assert(sizeof(struct shm_placement_header) == 64, "ABI");
+_Static_assert(sizeof(struct shm_placement) == 64, "ABI");
+
+#endif
