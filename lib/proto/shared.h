@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The one pair of accessors for words in shared memory (include/dcmem/shm.h). Nothing else touches
+ * them. A reader copies a word or a record once and then uses the copy.
+ *
+ * No fences: ThreadSanitizer does not know them. The seqlock orders itself by acquire loads and
+ * release stores of every word of a record, which are plain moves on x86.
+ */
+#ifndef DCMEM_SHARED_H
+#define DCMEM_SHARED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dcmem/shm.h"
+
+#define SHARED_READ_TRIES 10000 /* a writer holds a record for nanoseconds; untuned */
+#define SHARED_PLACEMENT_WORDS (sizeof(struct shm_placement) / sizeof(uint64_t))
+
+/* Counters and the heartbeat: no other memory hangs on their value. */
+static inline uint32_t shared_load_relaxed(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline void shared_store_relaxed(uint32_t *word, uint32_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+static inline uint64_t shared_load_relaxed_64(const uint64_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
+
+static inline void shared_store_relaxed_64(uint64_t *word, uint64_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELAXED);
+}
+
+/*
+ * `retired`, `chunk_epoch` and chunk words. shared_load_acquire() pairs with shared_store_release():
+ * who sees the new epoch sees the chunk words stored before it.
+ */
+static inline uint32_t shared_load_acquire(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+
+static inline void shared_store_release(uint32_t *word, uint32_t value)
+{
+	__atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+
+/*
+ * Writes a record; the sequence of `value` is ignored. One writer at a time. The odd sequence is
+ * ordered before the words by their release stores (pairs with the acquire loads of
+ * shared_placement_read()), and the words before the even one by its release store.
+ */
+static inline void shared_placement_write(struct shm_placement *record,
+					  const struct shm_placement *value)
+{
+	uint64_t *to = (uint64_t *)record;
+	const uint64_t *from = (const uint64_t *)value;
+	uint32_t sequence = shared_load_relaxed(&record->sequence);
+
+	shared_store_relaxed(&record->sequence, sequence + 1);
+	__atomic_store_n(&record->generation, value->generation, __ATOMIC_RELEASE);
+	for (size_t i = 1; i < SHARED_PLACEMENT_WORDS; i++)
+		__atomic_store_n(&to[i], from[i], __ATOMIC_RELEASE);
+	shared_store_release(&record->sequence, sequence + 2);
+}
+
+/*
+ * Copies a record that no writer was changing; false if one was all the time, or died in the act.
+ * The copy is from the daemon but still unchecked: ranges are the caller's to check. Pairs with
+ * shared_placement_write().
+ */
+static inline bool shared_placement_read(const struct shm_placement *record,
+					 struct shm_placement *ret_value)
+{
+	const uint64_t *from = (const uint64_t *)record;
+	struct shm_placement value;
+
+	for (unsigned try = 0; try < SHARED_READ_TRIES; try++) {
+		uint32_t before = shared_load_acquire(&record->sequence);
+
+		if (before & 1)
+			continue;
+		value.sequence = before;
+		value.generation = shared_load_acquire(&record->generation);
+		for (size_t i = 1; i < SHARED_PLACEMENT_WORDS; i++)
+			((uint64_t *)&value)[i] = __atomic_load_n(&from[i], __ATOMIC_ACQUIRE);
+		if (shared_load_relaxed(&record->sequence) != before)
+			continue;
+		*ret_value = value;
+		return true;
+	}
+	return false;
+}
+
+_Static_assert(offsetof(struct shm_placement, segment) == sizeof(uint64_t), "word 0 is the lock");
+
+#endif
