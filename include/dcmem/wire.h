@@ -48,7 +48,7 @@ enum wire_type {
 	WIRE_JSON = 10,
 };
 
-/* status of a reply: 0, or a positive DCMEM_E_... of dcmem.h */
+/* status of a reply: 0, a positive DCMEM_E_... of dcmem.h, or 65536 plus an errno */
 struct wire_header {
 	uint16_t magic;
 	uint16_t type;
