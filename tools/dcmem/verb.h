@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What every verb of the command line shares: its signature, exit codes and one-line failures. */
+#ifndef DCMEM_VERB_H
+#define DCMEM_VERB_H
+
+#include <stdbool.h>
+
+enum verb_exit {
+	VERB_OK = 0,
+	VERB_FAILED = 1,
+	VERB_USAGE = 2,
+	VERB_CORRUPT = 3, /* damaged input, or a verification that failed */
+};
+
+/* One line on stderr, control characters replaced; the exit code that fits `result`. */
+int verb_failure(const char *verb, int result, const char *text);
+/* A usage error: one line, and where help is. Returns VERB_USAGE. */
+int verb_usage(const char *verb, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* Writes what is left to stdout; a full disk or closed pipe must not look like success. */
+int verb_flush(const char *verb);
+
+#endif
