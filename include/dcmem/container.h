@@ -50,7 +50,10 @@ struct container_table {
 enum {
 	CONTAINER_TABLE_STRINGS,    /* names, NUL-terminated, no two overlap */
 	CONTAINER_TABLE_TENSORS,    /* struct container_tensor */
-	CONTAINER_TABLE_NAMES,	    /* uint32_t: open-addressed hash table, power of two */
+	CONTAINER_TABLE_NAMES,	    /* uint32_t: open-addressed hash table of tensor ids: a power
+				       of two of slots, more than tensors (at least twice as many
+				       written), UINT32_MAX empty, linear probing from
+				       XXH3-64(name, name_seed) modulo slots; 1 slot if no tensors */
 	CONTAINER_TABLE_FORMS,	    /* struct container_form */
 	CONTAINER_TABLE_PAGES,	    /* struct container_page */
 	CONTAINER_TABLE_COMPANIONS, /* struct container_companion, sorted by tensor */
