@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counts the results of a meson test log: prints passed, failed, skipped."""
+"""Counts the results of a meson test log: passed, failed, skipped; then a line a suite."""
+import collections
 import json
 import sys
 
-count = {"passed": 0, "failed": 0, "skipped": 0}
+KINDS = {"OK": 0, "EXPECTEDFAIL": 0, "SKIP": 2}  # all else failed
+total = [0, 0, 0]
+suites = collections.defaultdict(lambda: [0, 0, 0])
 with open(sys.argv[1], encoding="utf-8") as log:
     for line in log:
-        result = json.loads(line)["result"]
-        kind = {"OK": "passed", "EXPECTEDFAIL": "passed", "SKIP": "skipped"}.get(result, "failed")
-        count[kind] += 1
-print(count["passed"], count["failed"], count["skipped"])
+        test = json.loads(line)
+        suite = test["name"].split(" / ")[0].split(":")[-1]
+        for count in (total, suites[suite]):
+            count[KINDS.get(test["result"], 1)] += 1
+print(*total)
+for suite, (passed, failed, skipped) in sorted(suites.items()):
+    print(f"{suite:<8} {passed:4} passed {failed:4} failed {skipped:4} skipped")

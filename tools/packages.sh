@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-# Sourced by ./quickstart and ./run-tests: installs Debian packages that are missing.
+# Sourced by ./quickstart and ./run-tests: which Debian packages they need, and installing those
+# that are missing. docs/dependencies.md says why each.
+
+packages_build="meson ninja-build pkg-config libzstd-dev liburing-dev libnuma-dev libjansson-dev
+	libxxhash-dev libsystemd-dev python3"
+packages_test="libcmocka-dev python3-numpy socat"
 
 packages_install() {
 	local missing="" sudo=""
+	command -v dpkg-query >/dev/null || return 0 # not Debian: meson says what it misses
 	for package in "$@"; do
 		dpkg-query -W -f='${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed ||
 			missing="$missing $package"
@@ -13,7 +19,7 @@ packages_install() {
 			sudo="sudo"
 		else
 			echo "These Debian packages are missing; install them, then run this again:" >&2
-			echo "  apt-get install --no-install-recommends$missing" >&2
+			echo "  sudo apt-get install --no-install-recommends$missing" >&2
 			exit 1
 		fi
 	fi
