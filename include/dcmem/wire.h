@@ -17,6 +17,8 @@
  *     CHUNK_ACK {model, chunk}       ---->   (no reply: unmapped it, see shm.h)
  *     DETACH {model}                 ---->   (no reply: unmapped everything of it)
  *     PREFETCH {model, tensor,pages} ---->   (no reply)
+ *     FILE   {model, file}           ---->   (record number in the index's file table)
+ *                                    <----   FILE   {file, n_bytes} + fd of a sealed memfd: the blob
  *     JSON   {text}                  ---->
  *                                    <----   JSON   {text}, or + a sealed memfd holding it
  *
@@ -46,6 +48,7 @@ enum wire_type {
 	WIRE_CHUNK_ACK = 8,
 	WIRE_DETACH = 9,
 	WIRE_JSON = 10,
+	WIRE_FILE = 11,
 };
 
 /* status of a reply: 0, a positive DCMEM_E_... of dcmem.h, or 65536 plus an errno */
@@ -82,7 +85,7 @@ struct wire_attach_reply { /* + fds: index, placement */
 	uint8_t fingerprint[16];
 };
 
-struct wire_segment { /* SEGMENT and CHUNK requests, and CHUNK_ACK */
+struct wire_segment { /* SEGMENT, CHUNK and FILE requests, and CHUNK_ACK */
 	uint64_t model;
 	uint32_t id;
 	uint32_t reserved;

@@ -33,6 +33,7 @@ static const struct wire_rule wire_requests[] = {
 	[WIRE_CHUNK_ACK] = {true, sizeof(struct wire_segment)},
 	[WIRE_DETACH] = {true, sizeof(struct wire_detach)},
 	[WIRE_JSON] = {true, 0, .has_text = true},
+	[WIRE_FILE] = {true, sizeof(struct wire_segment)},
 };
 
 static const struct wire_rule wire_replies[] = {
@@ -42,6 +43,7 @@ static const struct wire_rule wire_replies[] = {
 	[WIRE_CHUNK] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
 	[WIRE_ACQUIRE] = {true, sizeof(struct wire_acquire_reply)},
 	[WIRE_JSON] = {true, 0, .has_text = true},
+	[WIRE_FILE] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
 };
 
 static const struct wire_rule *wire_rule_of(enum wire_direction direction, uint16_t type)
@@ -94,8 +96,9 @@ static const char *wire_check_body(enum wire_direction direction, const struct w
 	case WIRE_SEGMENT:
 	case WIRE_CHUNK:
 	case WIRE_CHUNK_ACK:
+	case WIRE_FILE:
 		if (request ? m->segment.reserved != 0 : m->segment_reply.reserved != 0)
-			return "a reserved field of SEGMENT or CHUNK is not 0";
+			return "a reserved field of SEGMENT, CHUNK or FILE is not 0";
 		break;
 	case WIRE_ACQUIRE:
 	case WIRE_PREFETCH:
