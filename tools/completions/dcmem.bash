@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion of dcmem(1): verbs, options as `dcmem VERB --help` names them, files.
+
+_dcmem() {
+	local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]-}
+	local verbs="pack unpack verify ls load unload status stats cat"
+
+	if [ "$COMP_CWORD" -eq 1 ]; then
+		mapfile -t COMPREPLY < <(compgen -W "$verbs --help --version" -- "$word")
+	elif [[ $word == -* ]]; then
+		local options
+		options=$("${COMP_WORDS[0]}" "$verb" --help 2>/dev/null |
+			grep -oE -- '(^|[ [(,|])--?[a-z][a-z-]*' | tr -d ' [(,|' | sort -u)
+		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
+	else
+		compopt -o filenames 2>/dev/null
+		mapfile -t COMPREPLY < <(compgen -f -- "$word")
+	fi
+}
+complete -F _dcmem dcmem

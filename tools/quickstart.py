@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The second half of ./quickstart: pack, serve, read by three processes at once, compare.
+
+usage: quickstart.py BUILD_DIR MODEL [--keep]
+
+Each way to hold the weights (a private copy each, a shared mmap, dcmem) runs the same three
+prompts in three processes. Memory is Pss of /proc/PID/smaps_rollup: a page that n processes map
+counts 1/n for each, so that the sum over processes is what the host really gives.
+"""
+import filecmp
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+PROMPTS = ["Once upon a time", "The little dog", "One day, Anna"]
+TOKENS = 200
+READY_SECONDS = 60
+KNOWN = ("llama", "opt")
+WAYS = [("private copies", "copy"), ("shared mmap", "mmap"), ("dcmem", "dcmem")]
+
+
+class Failure(Exception):
+    """One sentence for the user."""
+
+
+def run(command, **options):
+    """Runs a command to its end; its output, or a Failure with what it said."""
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, text=True, capture_output=True,
+                          check=False, **options)
+    if done.returncode:
+        raise Failure(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def pss_bytes(pid):
+    """Pss of a process, 0 if it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
+            for line in rollup:
+                if line.startswith("Pss:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def size(n_bytes):
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+class Daemon:
+    """dcmemd in the foreground, on a socket of its own."""
+
+    def __init__(self, build, runtime):
+        self.socket = os.path.join(runtime, "socket")
+        self.log = os.path.join(runtime, "dcmemd.log")
+        read_fd, write_fd = os.pipe()
+        with open(self.log, "wb") as log:
+            self.process = subprocess.Popen(
+                [os.path.join(build, "daemon", "dcmemd"), "--socket", self.socket,
+                 "--ready-fd", str(write_fd)],
+                pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True)
+        os.close(write_fd)
+        ready = select.select([read_fd], [], [], READY_SECONDS)[0]
+        said = os.read(read_fd, 1) if ready else b""
+        os.close(read_fd)
+        if not said:
+            self.stop()
+            with open(self.log, encoding="utf-8", errors="replace") as log:
+                raise Failure("dcmemd did not start; it said:\n" + log.read())
+
+    def stop(self):
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def at_once(commands, environment, watched):
+    """Runs all commands at once. Gives their outputs, and the largest memory seen together:
+    [Pss of each command], Pss of `watched`."""
+    readers = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+               for command in commands]
+    outputs = [None] * len(readers)
+
+    def collect(i):
+        outputs[i] = readers[i].communicate()
+
+    threads = [threading.Thread(target=collect, args=(i,)) for i in range(len(readers))]
+    for thread in threads:
+        thread.start()
+    best, best_watched = [0] * len(readers), 0
+    while any(thread.is_alive() for thread in threads):
+        now = [pss_bytes(reader.pid) for reader in readers]
+        now_watched = pss_bytes(watched) if watched else 0
+        if all(now) and sum(now) + now_watched >= sum(best) + best_watched:
+            best, best_watched = now, now_watched
+        time.sleep(0.01)
+    for reader, command, (_, errors) in zip(readers, commands, outputs):
+        if reader.returncode:
+            raise Failure(f"{' '.join(command)}: exit {reader.returncode}\n"
+                          f"{errors.decode(errors='replace')}")
+    return [(out, errors.decode(errors="replace")) for out, errors in outputs], best, best_watched
+
+
+def tokens_a_second(errors):
+    found = re.search(r"([0-9.]+) tokens/s", errors)
+    return float(found.group(1)) if found else None
+
+
+def raw_tensors(model):
+    """name -> (file, offset, bytes) of every tensor, by the safetensors format itself."""
+    if os.path.isdir(model):
+        paths = [os.path.join(model, f) for f in sorted(os.listdir(model))
+                 if f.endswith(".safetensors")]
+        index = os.path.join(model, "model.safetensors.index.json")
+        single = os.path.join(model, "model.safetensors")
+        if os.path.exists(index):
+            with open(index, encoding="utf-8") as file:
+                shards = set(json.load(file)["weight_map"].values())
+            paths = [os.path.join(model, shard) for shard in sorted(shards)]
+        elif os.path.exists(single):
+            paths = [single]
+    else:
+        paths = [model]
+    tensors = {}
+    for path in paths:
+        with open(path, "rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(n_header))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                tensors[name] = (path, 8 + n_header + begin, end - begin)
+    return tensors
+
+
+def check_served(dcmem, name, tensors, environment):
+    """Reads tensors from the daemon and compares them with the source; how many, of how many."""
+    names = sorted(tensors)
+    chosen = names[::max(1, len(names) // 48)]
+    for tensor in chosen:
+        served = subprocess.run([dcmem, "cat", name, tensor], env=environment, check=False,
+                                stdin=subprocess.DEVNULL, capture_output=True)
+        path, offset, n_bytes = tensors[tensor]
+        with open(path, "rb") as file:
+            file.seek(offset)
+            same = served.stdout == file.read(n_bytes)
+        if served.returncode or not same:
+            raise Failure(f"{tensor}: what dcmemd serves differs from {path}\n"
+                          f"{served.stderr.decode(errors='replace')}")
+    return len(chosen), len(names)
+
+
+def check_restored(dcmem, model, container, directory):
+    """Unpacks the container and compares every file with the source."""
+    restored = os.path.join(directory, "restored")
+    run([dcmem, "unpack", container, "-o", restored])
+    n_files = 0
+    for folder, _, files in os.walk(model):
+        for file in files:
+            path = os.path.join(folder, file)
+            copy = os.path.join(restored, os.path.relpath(path, model))
+            if not os.path.exists(copy) or not filecmp.cmp(path, copy, shallow=False):
+                raise Failure(f"{path}: unpacking gives other bytes")
+            n_files += 1
+    shutil.rmtree(restored)
+    return n_files
+
+
+def architecture(model):
+    try:
+        with open(os.path.join(model, "config.json"), encoding="utf-8") as file:
+            return json.load(file).get("model_type")
+    except (OSError, ValueError):
+        return None
+
+
+def generate_all(build, model, name, environment, daemon):
+    """The three ways; way -> (tokens/s each, Pss each, Pss of the daemon, texts)."""
+    lm = os.path.join(build, "examples", "lm", "lm")
+    results = {}
+    for title, source in WAYS:
+        target = name if source == "dcmem" else model
+        commands = [[lm, "generate", "--model", target, "--source", source, "--prompt", prompt,
+                     "--tokens", str(TOKENS), "--threads", "1"] for prompt in PROMPTS]
+        outputs, pss, daemon_pss = at_once(commands, environment,
+                                           daemon.process.pid if source == "dcmem" else 0)
+        results[title] = ([tokens_a_second(errors) for _, errors in outputs], pss, daemon_pss,
+                          [out for out, _ in outputs])
+    return results
+
+
+def print_comparison(results, n_raw, n_packed):
+    titles = [title for title, _ in WAYS]
+
+    def row(label, cells):
+        print(f"  {label:<26}" + "".join(f"{cell:>16}" for cell in cells))
+
+    print()
+    row("", titles)
+    row("model on disk", [size(n_raw), size(n_raw), size(n_packed)])
+    row("memory of the daemon", ["-", "-", size(results["dcmem"][2])])
+    for i in range(len(PROMPTS)):
+        row(f"memory of process {i + 1}", [size(results[title][1][i]) for title in titles])
+    totals = [sum(results[title][1]) + results[title][2] for title in titles]
+    row("memory in all", [size(total) for total in totals])
+    speeds = [results[title][0] for title in titles]
+    for i in range(len(PROMPTS)):
+        row(f"tokens/s of process {i + 1}",
+            [f"{speed[i]:.0f}" if speed[i] else "?" for speed in speeds])
+    print("  (memory is Pss: a page shared by n processes counts 1/n for each)")
+    return totals, [sum(speed) if all(speed) else None for speed in speeds]
+
+
+def print_worse(totals, speeds, n_raw, n_packed):
+    """Where dcmem is worse, by the figures just taken."""
+    print("\nWhere dcmem is worse, and why:")
+    copy, mmap, dcmem = totals
+    print(f"  - Lossless packing saves {100 * (1 - n_packed / n_raw):.0f} % of this model: trained "
+          "weights are nearly random\n    in their low bits. Quantization is what will give more; "
+          "this version has none.")
+    if dcmem > mmap:
+        print(f"  - It takes {dcmem / mmap:.1f} times the memory of a shared mmap here: the "
+              "daemon holds the compressed\n    pages, its own code and tables, and what is "
+              "decoded at the time; a small model cannot\n    pay for that.")
+    if dcmem > copy:
+        print("  - It takes more memory even than three private copies, for the same reason.")
+    if speeds[2] and speeds[1]:
+        ratio = speeds[2] / speeds[1]
+        if ratio < 1:
+            print(f"  - It gives {ratio:.2f} of the tokens per second of a shared mmap: decoding "
+                  "costs processor time,\n    and this model fits the caches, where reading raw "
+                  "bytes is nearly free.")
+        else:
+            print(f"  - Speed: {ratio:.2f} of a shared mmap. That is this model's size: it is "
+                  "decoded once, then read.")
+
+
+def serve(build, model, directory, runtime, keep):
+    dcmem = os.path.join(build, "tools", "dcmem", "dcmem")
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", os.path.basename(model.rstrip("/"))) or "model"
+    name = re.sub(r"\.safetensors$", "", name)
+    container = os.path.join(directory, name + ".dcmem")
+    tensors = raw_tensors(model)
+    n_raw = sum(entry[2] for entry in tensors.values())
+
+    print(f"Packing {model}")
+    begin = time.monotonic()
+    run([dcmem, "pack", model, "-o", container])
+    n_packed = os.path.getsize(container)
+    print(f"  {size(n_raw)} of tensors -> {size(n_packed)} in {time.monotonic() - begin:.1f} s "
+          f"(ratio {n_raw / n_packed:.3f}; the other files of the model included)")
+    run([dcmem, "verify", container, "--against", model])
+    if os.path.isdir(model):
+        n_files = check_restored(dcmem, model, container, directory)
+        print(f"  bit for bit: {len(tensors)} tensors verified, {n_files} files restored alike")
+
+    print("Starting dcmemd")
+    daemon = Daemon(build, runtime)
+    environment = dict(os.environ, DCMEM_SOCKET=daemon.socket)
+    try:
+        run([dcmem, "load", container, "--name", name], env=environment)
+        known = architecture(model) in KNOWN
+        if known:
+            print("Three processes generate text at once: private copies, shared mmap, dcmem")
+            results = generate_all(build, model, name, environment, daemon)
+            for prompt, text in zip(PROMPTS, results["dcmem"][3]):
+                words = " ".join(text.decode(errors="replace").split())
+                print(f"  | {words[:92]}")
+            texts = [results[title][3] for title, _ in WAYS]
+            if not texts[0] == texts[1] == texts[2]:
+                raise Failure("the three ways generated different texts")
+            print("  the three ways gave the same text, byte for byte")
+        else:
+            print("lm does not know this architecture: three processes read tensors instead")
+            some = sorted(tensors)[:3]
+            some += some[:1] * (3 - len(some))
+            _, pss, daemon_pss = at_once([[dcmem, "cat", name, tensor] for tensor in some],
+                                         environment, daemon.process.pid)
+        n_checked, n_all = check_served(dcmem, name, tensors, environment)
+        print(f"  bit for bit: {n_checked} of {n_all} tensors read from dcmemd and compared with "
+              "the source")
+        if known:
+            totals, speeds = print_comparison(results, n_raw, n_packed)
+            print_worse(totals, speeds, n_raw, n_packed)
+        else:
+            print(f"\n  bytes raw {size(n_raw)}, compressed {size(n_packed)}; "
+                  f"daemon {size(daemon_pss or pss_bytes(daemon.process.pid))}"
+                  + (f", readers {', '.join(map(size, pss))}" if all(pss) else ""))
+        print_next(build, name, model, container, daemon if keep else None)
+    except BaseException:
+        keep = False
+        raise
+    finally:
+        if not keep:
+            daemon.stop()
+
+
+def print_next(build, name, model, container, daemon):
+    print("\nThree commands to try next:")
+    tool, lm = f"{build}/tools/dcmem/dcmem", f"{build}/examples/lm/lm"
+    if daemon:
+        prefix = f"DCMEM_SOCKET={daemon.socket} "
+        print(f"  {prefix}{tool} stats")
+        print(f"  {prefix}{tool} ls {name}")
+        print(f"  {prefix}{lm} generate --model {name} --prompt 'Once upon a time'")
+        print(f"\ndcmemd still runs (--keep). To stop it and remove what is left:\n"
+              f"  kill {daemon.process.pid}; rm -r {os.path.dirname(container)} "
+              f"{os.path.dirname(daemon.socket)}")
+    else:
+        print(f"  {tool} pack {os.path.relpath(model)} -o {name}.dcmem")
+        print(f"  {tool} ls {name}.dcmem")
+        print("  ./quickstart --keep     # and read from the daemon that it leaves running")
+
+
+def main():
+    arguments = [argument for argument in sys.argv[1:] if argument != "--keep"]
+    keep = "--keep" in sys.argv[1:]
+    build, model = arguments
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
+    directory = tempfile.mkdtemp(prefix="run.", dir=os.path.dirname(build) or ".")
+    runtime = tempfile.mkdtemp(prefix="dcmem-")
+    done = False
+    try:
+        serve(build, model, directory, runtime, keep)
+        done = True
+    except Failure as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("quickstart: interrupted", file=sys.stderr)
+    finally:
+        if not (keep and done):
+            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(runtime, ignore_errors=True)
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
