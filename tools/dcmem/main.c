@@ -13,6 +13,11 @@ static const struct verb {
 	int (*run)(int argc, char **argv);
 	const char *help;
 } verbs[] = {
+	{ "load", verb_load, "load a container into the daemon" },
+	{ "unload", verb_unload, "let the daemon drop a model" },
+	{ "status", verb_status, "what the kernel gave the daemon" },
+	{ "stats", verb_stats, "memory, decodes and models of the daemon" },
+	{ "cat", verb_cat, "one tensor to standard output or a .npy file" },
 	{ NULL },
 };
 
@@ -28,7 +33,7 @@ static int print_help(void)
 	       "  dcmem ls my-model.dcmem\n"
 	       "  dcmem verify my-model.dcmem --against ./my-model\n\n"
 	       "Exit codes: 0 done, 1 the operation failed, 2 wrong usage,\n"
-	       "3 damaged data or a verification that failed.\n");
+	       "3 damaged data or a verification that failed, 4 no daemon.\n");
 	return verb_flush("--help");
 }
 

@@ -19,4 +19,11 @@ int verb_usage(const char *verb, const char *format, ...) __attribute__((format(
 /* Writes what is left to stdout; a full disk or closed pipe must not look like success. */
 int verb_flush(const char *verb);
 
+/* verb-NAME.c */
+int verb_load(int argc, char **argv);
+int verb_unload(int argc, char **argv);
+int verb_status(int argc, char **argv);
+int verb_stats(int argc, char **argv);
+int verb_cat(int argc, char **argv);
+
 #endif
