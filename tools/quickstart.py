@@ -333,7 +333,7 @@ def main():
     build, model = arguments
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(129))
-    directory = tempfile.mkdtemp(prefix="run.", dir=os.path.dirname(build) or ".")
+    directory = tempfile.mkdtemp(prefix="run.", dir=os.path.abspath(os.path.dirname(build)))
     runtime = tempfile.mkdtemp(prefix="dcmem-")
     done = False
     try:
