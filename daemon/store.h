@@ -75,6 +75,9 @@ int store_segment_fd(struct store_client *client, uint64_t model, uint32_t segme
 		     uint64_t *ret_bytes);
 int store_chunk_fd(struct store_client *client, uint64_t model, uint32_t chunk, int *ret_fd,
 		   uint64_t *ret_bytes);
+/* A sidecar file's blob (record of the index's file table) in a sealed memfd, O_RDONLY. */
+int store_file_fd(struct store_client *client, uint64_t model, uint32_t file, int *ret_fd,
+		  uint64_t *ret_bytes);
 int store_chunk_ack(struct store_client *client, uint64_t model, uint32_t chunk);
 
 struct store_window {
