@@ -56,3 +56,14 @@ void hash_stream_128(const struct hash_stream *stream, uint8_t ret_hash[16])
 {
 	store_128(XXH3_128bits_digest(&stream->state), ret_hash);
 }
+
+/* XXH3 feeds both lengths the same way; they differ in the digest alone. */
+uint64_t hash_stream_64(const struct hash_stream *stream)
+{
+	return XXH3_64bits_digest(&stream->state);
+}
+
+void hash_stream_reset(struct hash_stream *stream)
+{
+	(void)XXH3_128bits_reset(&stream->state);
+}

@@ -17,5 +17,9 @@ struct hash_stream *hash_stream_new(void);
 struct hash_stream *hash_stream_free(struct hash_stream *stream);
 void hash_stream_update(struct hash_stream *stream, const void *data, size_t n_bytes);
 void hash_stream_128(const struct hash_stream *stream, uint8_t ret_hash[16]);
+/* What hash_64() gives for the same bytes. */
+uint64_t hash_stream_64(const struct hash_stream *stream);
+/* Starts anew. */
+void hash_stream_reset(struct hash_stream *stream);
 
 #endif
