@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Packs a source into a container, on all cores. The result depends on the source and the options
+ * that change it, never on the count of threads.
+ */
+#ifndef DCMEM_PACK_H
+#define DCMEM_PACK_H
+
+#include <signal.h>
+#include <stdint.h>
+
+#define PACK_PAGE_BYTES (256U << 10) /* untuned */
+
+enum pack_codec {
+	PACK_CODEC_AUTO, /* the smallest on sample pages of each tensor */
+	PACK_CODEC_RAW,
+	PACK_CODEC_ZSTD,
+};
+
+struct pack_options {
+	unsigned n_jobs; /* encoding threads, at least 1 */
+	enum pack_codec codec;
+	const volatile sig_atomic_t *cancel; /* not NULL and set: stop with -EINTR */
+	void (*progress)(void *data, uint64_t done_bytes, uint64_t total_bytes);
+	void *data;
+};
+
+/* 0, -errno, or a positive value as DCMEM_E_..., with a message. On failure no file is left. */
+int pack(const char *source, const char *path, const struct pack_options *options);
+
+#endif
