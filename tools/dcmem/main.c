@@ -13,6 +13,10 @@ static const struct verb {
 	int (*run)(int argc, char **argv);
 	const char *help;
 } verbs[] = {
+	{ "pack", verb_pack, "compress a model directory or safetensors file into a container" },
+	{ "unpack", verb_unpack, "restore the files that a container was packed from" },
+	{ "verify", verb_verify, "check every byte of a container against its hashes" },
+	{ "ls", verb_ls, "list tensors, codecs, ratios and files" },
 	{ "load", verb_load, "load a container into the daemon" },
 	{ "unload", verb_unload, "let the daemon drop a model" },
 	{ "status", verb_status, "what the kernel gave the daemon" },

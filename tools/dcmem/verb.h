@@ -12,6 +12,12 @@ enum verb_exit {
 	VERB_CORRUPT = 3, /* damaged input, or a verification that failed */
 };
 
+/* argv[0] is the verb. Each returns an exit code. */
+int verb_pack(int argc, char **argv);
+int verb_unpack(int argc, char **argv);
+int verb_verify(int argc, char **argv);
+int verb_ls(int argc, char **argv);
+
 /* One line on stderr, control characters replaced; the exit code that fits `result`. */
 int verb_failure(const char *verb, int result, const char *text);
 /* A usage error: one line, and where help is. Returns VERB_USAGE. */
