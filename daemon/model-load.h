@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Loading: a container file becomes sealed, verified regions, on the loader thread. */
+#ifndef DCMEM_MODEL_LOAD_H
+#define DCMEM_MODEL_LOAD_H
+
+#include "model/index.h"
+#include "pool.h"
+#include "region.h"
+
+struct loaded_model {
+	struct region index, placement;
+	struct region *segments; /* n_segments of them */
+	uint32_t n_segments;
+	struct region *files; /* n_files blobs of sidecar files */
+	uint32_t n_files;
+	struct index catalog; /* in the index region */
+	uint8_t fingerprint[16];
+	uint64_t decoded_bytes, coded_bytes; /* of all tensors; of those not raw */
+	uint64_t n_small_pages; /* regions that wanted huge pages and got none */
+};
+
+struct model_load {
+	struct pool_job job; /* the caller sets done() */
+	const char *path;    /* the caller's, until done() */
+	const struct store_config *config;
+	struct budget *budget;
+	struct pool *verifiers; /* another pool than the loader's */
+	const bool *cancelled;	/* atomic: give up early */
+	int result;
+	char message[512];
+	struct loaded_model loaded; /* result 0: charged as inflight; take it */
+};
+
+void model_load_init(struct model_load *load);
+void loaded_model_close(struct loaded_model *loaded);
+
+#endif

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Worker threads: jobs in, finished jobs back to the loop thread through an eventfd. */
+#ifndef DCMEM_POOL_H
+#define DCMEM_POOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+struct codec_context;
+
+struct pool_job {
+	TAILQ_ENTRY(pool_job) link;
+	/* On a worker. True: done() shall run on the loop; false: the job may be gone already. */
+	bool (*run)(struct pool_job *job, struct codec_context *codec);
+	void (*done)(struct pool_job *job);
+};
+
+struct pool;
+
+/* event_fd is written when a finished job waits; it stays the caller's. */
+int pool_new(uint32_t n_threads, int event_fd, struct pool **ret_pool);
+/* Runs what is queued, ends the threads, then runs done() of the finished. Returns NULL. */
+struct pool *pool_free(struct pool *pool);
+/* Any thread. Urgent jobs go before all others. */
+void pool_submit(struct pool *pool, struct pool_job *job, bool urgent);
+/* The loop thread: done() of every finished job. */
+void pool_dispatch(struct pool *pool);
+
+#endif

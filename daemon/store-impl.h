@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The insides of a store, for store*.c, arena.c and window.c. All of it is the loop thread's. */
+#ifndef DCMEM_STORE_IMPL_H
+#define DCMEM_STORE_IMPL_H
+
+#include <pthread.h>
+#include <sys/queue.h>
+
+#include "dcmem/shm.h"
+#include "model-load.h"
+#include "pool.h"
+#include "region.h"
+#include "store.h"
+
+#define WINDOW_ALIGN 64
+
+TAILQ_HEAD(block_list, block);
+TAILQ_HEAD(window_list, window);
+TAILQ_HEAD(request_list, request);
+TAILQ_HEAD(lease_list, lease);
+TAILQ_HEAD(attachment_list, attachment);
+TAILQ_HEAD(client_list, store_client);
+TAILQ_HEAD(model_list, model);
+
+/* A piece of a chunk; blocks of a chunk lie end to end, and two free ones never meet. */
+struct block {
+	TAILQ_ENTRY(block) link;
+	struct chunk *chunk;
+	uint64_t offset, size;
+	struct window *window; /* NULL: free */
+};
+
+struct chunk {
+	struct model *model;
+	uint32_t id;
+	struct region region;
+	struct block_list blocks;
+	bool retired, has_orphans;
+	uint32_t n_leases, n_decoding;
+	pthread_mutex_t prepare_mutex; /* of decode threads: huge pages once, before filling */
+	bool prepared;
+};
+
+struct window {
+	struct model *model;
+	struct block *block;
+	TAILQ_ENTRY(window) link; /* of the tensor's */
+	uint64_t tensor, first_page, n_pages, n_bytes, stamp;
+	uint32_t n_leases;
+	bool decoding, orphaned, pinned;
+	bool fresh; /* prefetched and not asked for yet */
+	struct request_list joined;
+};
+
+struct model {
+	TAILQ_ENTRY(model) link;
+	struct store *store;
+	uint64_t id;
+	char *name, *path;
+	bool loading, retired;
+	struct model_load load;
+	store_done done;
+	void *done_data;
+	struct loaded_model loaded;
+	struct window_list *windows; /* of each tensor */
+	struct chunk *chunks[SHM_MAX_CHUNKS];
+	uint32_t n_chunk_slots; /* all used ones are below */
+	uint64_t chunk_bytes, decodes, n_leases, n_decoding, n_attachments;
+	struct attachment_list attachments;
+};
+
+enum told { TOLD_NOT, TOLD, TOLD_ACKED };
+
+struct attachment {
+	TAILQ_ENTRY(attachment) in_client, in_model;
+	struct store_client *client;
+	struct model *model;
+	uint64_t count;
+	uint8_t told[SHM_MAX_CHUNKS];
+};
+
+struct lease {
+	TAILQ_ENTRY(lease) link; /* of the client's held ones, oldest first, or of its free ones */
+	struct window *window;	 /* NULL: free */
+	uint32_t slot, generation;
+	uint64_t granted_ns;
+};
+
+/* An acquire that waits: on a window that is being decoded, or for room. */
+struct request {
+	TAILQ_ENTRY(request) link, in_client;
+	struct store_client *client;
+	struct model *model;
+	struct window *window; /* NULL: in the store's queue */
+	uint64_t tensor, first_page, n_pages, deadline_ns;
+	store_acquired acquired;
+	void *data;
+};
+
+struct store_client {
+	TAILQ_ENTRY(store_client) link;
+	struct store *store;
+	uid_t uid;
+	pid_t pid;
+	struct attachment_list attachments;
+	struct lease_list held, free;
+	struct lease **slots;
+	size_t slots_capacity;
+	uint32_t n_slots, n_held, n_requests;
+	struct request_list requests;
+};
+
+struct store {
+	struct store_config config;
+	struct budget budget;
+	int event_fd;
+	struct pool *loader, *decoders;
+	bool cancelled; /* atomic, read by the loader */
+	struct model_list models;
+	struct client_list clients;
+	struct request_list waiting;
+	uint64_t next_model, stamp, heartbeat_ns;
+	struct store_stats stats; /* counters, and what was probed */
+};
+
+/* arena.c: chunks and the placing of blocks */
+/* STORE_E_BUDGET: no room now. `gentle`: evict nothing that was prefetched and not used yet. */
+int arena_place(struct model *model, uint64_t size, bool gentle, struct block **ret_block);
+void arena_release_block(struct block *block);
+/* Acts on orphans and retirement where exclusivity allows; may free the chunk. */
+void arena_settle(struct chunk *chunk);
+/* Frees it now: nobody else may map it. */
+void arena_free_chunk(struct chunk *chunk);
+/* On a decode thread, before the chunk's bytes are written. */
+void arena_prepare_chunk(struct chunk *chunk, bool huge_pages);
+bool arena_is_exclusive(const struct store *store, const struct region *region,
+			const struct model *model, uint32_t chunk);
+/* Every invariant of the chunks of a model, for tests. */
+bool arena_is_valid(const struct model *model);
+
+/* window.c: decoded page ranges and the leases on them */
+struct window *window_find(struct model *model, uint64_t tensor, uint64_t first_page,
+			   uint64_t n_pages, bool also_retired);
+int window_start(struct model *model, uint64_t tensor, uint64_t first_page, uint64_t n_pages,
+		 bool prefetch, struct window **ret_window);
+/* Out of the cache; no lease, no decode. */
+void window_drop(struct window *window);
+/* 0: granted. -ENOMEM. */
+int window_grant(struct store_client *client, struct window *window,
+		 struct store_window *ret_window);
+void window_release(struct store_client *client, struct lease *lease, bool orphan);
+
+/* store-client.c: asks again for everything that waits for room */
+void store_retry_waiting(struct store *store);
+void request_fail(struct request *request, int result, const char *message);
+void request_grant(struct request *request, struct window *window);
+
+/* store.c */
+void store_settle_model(struct model *model);
+/* Invariants of the whole store, for tests: sums, lists, blocks. */
+bool store_is_valid(const struct store *store);
+
+#endif

@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Windows: page ranges decoded once into an arena, and leases on them. Owns windows and the decodes
+ * in flight; a page that fails its hashes takes its window with it. Loop thread; pages are decoded
+ * by the decode threads, which see only the decode's own copies of what they need.
+ * Invariant: a window being decoded is never dropped, and nobody is granted it before it is whole.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/memory.h"
+#include "base/message.h"
+#include "base/range.h"
+#include "model/container.h"
+#include "placement.h"
+#include "store-impl.h"
+
+struct page_job {
+	struct pool_job job;
+	struct decode *decode;
+	uint64_t page; /* of the window */
+};
+
+struct decode {
+	struct window *window; /* the loop thread's */
+	struct chunk *chunk;
+	bool huge_pages;
+	const char *name;
+	const struct container_page *pages;
+	const uint8_t *segment;
+	uint64_t segment_bytes, first_page, n_bytes, page_bytes;
+	uint8_t *data;
+	pthread_mutex_t mutex; /* of what follows */
+	uint64_t n_left;
+	int result;
+	char message[512];
+	struct page_job jobs[];
+};
+
+struct window *window_find(struct model *model, uint64_t tensor, uint64_t first_page,
+			   uint64_t n_pages, bool also_retired)
+{
+	struct window *window;
+
+	TAILQ_FOREACH(window, &model->windows[tensor], link)
+		if (first_page >= window->first_page &&
+		    first_page + n_pages <= window->first_page + window->n_pages &&
+		    (also_retired || !window->block->chunk->retired))
+			return window;
+	return NULL;
+}
+
+void window_drop(struct window *window)
+{
+	assert(!window->n_leases && !window->decoding && !window->orphaned);
+	TAILQ_REMOVE(&window->model->windows[window->tensor], window, link);
+	arena_release_block(window->block);
+	window->model->store->stats.n_windows--;
+	memory_free(window);
+}
+
+static int decode_page(const struct decode *decode, uint64_t page, struct codec_context *codec)
+{
+	const struct container_page *record = &decode->pages[page];
+	uint64_t at = page * decode->page_bytes;
+	int r;
+
+	if (!range_fits(record->offset, record->stored_bytes, decode->segment_bytes))
+		r = message_set(STORE_E_CORRUPT, "it lies outside its segment");
+	else
+		r = container_decode_page(codec, record, decode->segment + record->offset,
+					  decode->data + at,
+					  min_u64(decode->page_bytes, decode->n_bytes - at));
+	if (r)
+		message_prefix(r, "tensor '%s' page %llu", decode->name,
+			       (unsigned long long)(decode->first_page + page));
+	return r;
+}
+
+/* The job that finishes last carries the news to the loop thread. */
+static bool page_run(struct pool_job *base, struct codec_context *codec)
+{
+	struct page_job *job = (struct page_job *)base;
+	struct decode *decode = job->decode;
+	bool last;
+	int r;
+
+	arena_prepare_chunk(decode->chunk, decode->huge_pages);
+	r = decode_page(decode, job->page, codec);
+	pthread_mutex_lock(&decode->mutex);
+	if (r && !decode->result) {
+		decode->result = r;
+		(void)snprintf(decode->message, sizeof(decode->message), "%s", message_get());
+	}
+	last = --decode->n_left == 0;
+	pthread_mutex_unlock(&decode->mutex);
+	return last;
+}
+
+static void page_done(struct pool_job *base)
+{
+	struct decode *decode = ((struct page_job *)base)->decode;
+	struct window *window = decode->window;
+	struct model *model = window->model;
+	struct store *store = model->store;
+	struct request *request;
+
+	window->decoding = false;
+	window->pinned = true; /* callbacks may ask for other windows meanwhile */
+	if (!decode->result) {
+		store->stats.decodes++;
+		model->decodes++;
+		store->stats.decoded_total_bytes += window->n_bytes;
+	} else if (decode->result == STORE_E_CORRUPT) {
+		store->stats.corrupt_pages++;
+	}
+	if (decode->result) {
+		/* Nobody may find it from now on, though it lives until all are told. */
+		TAILQ_REMOVE(&model->windows[window->tensor], window, link);
+		arena_release_block(window->block);
+		store->stats.n_windows--;
+	}
+	while ((request = TAILQ_FIRST(&window->joined))) {
+		if (decode->result)
+			request_fail(request, decode->result, decode->message);
+		else
+			request_grant(request, window);
+	}
+	window->pinned = false;
+	if (decode->result)
+		memory_free(window);
+	decode->chunk->n_decoding--; /* last: these keep the chunk and the model */
+	model->n_decoding--;
+	(void)pthread_mutex_destroy(&decode->mutex);
+	memory_free(decode);
+	store_retry_waiting(store);
+}
+
+static int decode_new(struct model *model, const struct container_tensor *tensor,
+		      struct window *window, struct decode **ret_decode)
+{
+	const struct index *index = &model->loaded.catalog;
+	const struct container_form *form;
+	struct decode *decode;
+	uint64_t n_bytes;
+	int r = placement_form(index, tensor, &form);
+
+	if (r)
+		return r;
+	if (!range_mul(window->n_pages, sizeof(decode->jobs[0]), &n_bytes) ||
+	    !range_add(n_bytes, sizeof(*decode), &n_bytes))
+		return -EOVERFLOW;
+	decode = memory_zalloc(n_bytes);
+	if (!decode)
+		return message_set(-ENOMEM, "no memory for a decode");
+	r = index_pages(index, form->page_record + window->first_page, window->n_pages,
+			&decode->pages);
+	if (!r)
+		r = index_tensor_name(index, tensor, &decode->name);
+	if (r) {
+		memory_free(decode);
+		return r;
+	}
+	decode->window = window;
+	decode->huge_pages = model->store->config.huge_pages;
+	decode->segment = model->loaded.segments[form->segment].data;
+	decode->segment_bytes = model->loaded.segments[form->segment].n_bytes;
+	decode->first_page = window->first_page;
+	decode->n_bytes = window->n_bytes;
+	decode->page_bytes = tensor->page_bytes;
+	decode->n_left = window->n_pages;
+	(void)pthread_mutex_init(&decode->mutex, NULL);
+	*ret_decode = decode;
+	return 0;
+}
+
+int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, uint64_t n_pages,
+		 bool prefetch, struct window **ret_window)
+{
+	const struct container_tensor *tensor;
+	struct window *window;
+	struct decode *decode = NULL;
+	int r = index_tensor(&model->loaded.catalog, tensor_id, &tensor);
+
+	if (r)
+		return r;
+	window = memory_zalloc(sizeof(*window));
+	if (!window)
+		return message_set(-ENOMEM, "no memory for a window");
+	window->model = model;
+	window->tensor = tensor_id;
+	window->first_page = first_page;
+	window->n_pages = n_pages;
+	window->n_bytes = min_u64(n_pages * tensor->page_bytes,
+				  tensor->n_bytes - first_page * tensor->page_bytes);
+	window->fresh = prefetch;
+	window->stamp = ++model->store->stamp;
+	TAILQ_INIT(&window->joined);
+	r = decode_new(model, tensor, window, &decode);
+	if (r) {
+		memory_free(window);
+		return r;
+	}
+	r = arena_place(model, align_up(window->n_bytes, WINDOW_ALIGN), prefetch, &window->block);
+	if (r) {
+		(void)pthread_mutex_destroy(&decode->mutex);
+		memory_free(decode);
+		memory_free(window);
+		return r;
+	}
+	window->block->window = window;
+	window->decoding = true;
+	decode->chunk = window->block->chunk;
+	decode->data = (uint8_t *)decode->chunk->region.data + window->block->offset;
+	decode->chunk->n_decoding++;
+	model->n_decoding++;
+	model->store->stats.n_windows++;
+	TAILQ_INSERT_HEAD(&model->windows[tensor_id], window, link);
+	for (uint64_t i = 0; i < n_pages; i++)
+		decode->jobs[i] = (struct page_job){
+			.job = {.run = page_run, .done = page_done}, .decode = decode, .page = i};
+	for (uint64_t i = 0; i < n_pages; i++)
+		pool_submit(model->store->decoders, &decode->jobs[i].job, !prefetch);
+	*ret_window = window;
+	return 0;
+}
+
+static struct lease *lease_new(struct store_client *client)
+{
+	struct lease *lease = TAILQ_FIRST(&client->free);
+
+	if (lease) {
+		TAILQ_REMOVE(&client->free, lease, link);
+		return lease;
+	}
+	if (memory_grow((void **)&client->slots, &client->slots_capacity, client->n_slots,
+			client->n_slots + 1, sizeof(struct lease *)))
+		return NULL;
+	lease = memory_zalloc(sizeof(*lease));
+	if (!lease)
+		return NULL;
+	lease->slot = client->n_slots;
+	client->slots[client->n_slots++] = lease;
+	return lease;
+}
+
+int window_grant(struct store_client *client, struct window *window,
+		 struct store_window *ret_window)
+{
+	struct store *store = client->store;
+	struct chunk *chunk = window->block->chunk;
+	struct lease *lease = lease_new(client);
+
+	if (!lease)
+		return message_set(-ENOMEM, "no memory for a lease");
+	lease->window = window;
+	lease->granted_ns = clock_now_ns();
+	TAILQ_INSERT_TAIL(&client->held, lease, link);
+	client->n_held++;
+	window->n_leases++;
+	window->fresh = false;
+	window->stamp = ++store->stamp;
+	chunk->n_leases++;
+	window->model->n_leases++;
+	store->stats.n_leases++;
+	*ret_window = (struct store_window){
+		.lease = (uint64_t)lease->generation << 32 | (lease->slot + 1),
+		.offset = window->block->offset,
+		.n_bytes = window->n_bytes,
+		.first_page = window->first_page,
+		.n_pages = window->n_pages,
+		.chunk = chunk->id,
+		.data = (const uint8_t *)chunk->region.data + window->block->offset,
+	};
+	return 0;
+}
+
+void window_release(struct store_client *client, struct lease *lease, bool orphan)
+{
+	struct window *window = lease->window;
+	struct chunk *chunk = window->block->chunk;
+
+	window->n_leases--;
+	chunk->n_leases--;
+	window->model->n_leases--;
+	client->store->stats.n_leases--;
+	window->stamp = ++client->store->stamp;
+	if (orphan) {
+		window->orphaned = true;
+		chunk->has_orphans = true;
+	}
+	lease->window = NULL;
+	lease->generation++;
+	TAILQ_REMOVE(&client->held, lease, link);
+	TAILQ_INSERT_HEAD(&client->free, lease, link);
+	client->n_held--;
+}
