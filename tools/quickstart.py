@@ -66,6 +66,7 @@ class Daemon:
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
                 [os.path.join(build, "daemon", "dcmemd"), "--socket", self.socket,
+                 "--model-dir", os.path.abspath(os.path.dirname(build)),
                  "--ready-fd", str(write_fd)],
                 pass_fds=[write_fd], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True)
@@ -146,6 +147,13 @@ def raw_tensors(model):
                 begin, end = entry["data_offsets"]
                 tensors[name] = (path, 8 + n_header + begin, end - begin)
     return tensors
+
+
+def bytes_on_disk(model):
+    if not os.path.isdir(model):
+        return os.path.getsize(model)
+    return sum(os.path.getsize(os.path.join(folder, file))
+               for folder, _, files in os.walk(model) for file in files)
 
 
 def check_served(dcmem, name, tensors, environment):
@@ -256,14 +264,14 @@ def serve(build, model, directory, runtime, keep):
     name = re.sub(r"\.safetensors$", "", name)
     container = os.path.join(directory, name + ".dcmem")
     tensors = raw_tensors(model)
-    n_raw = sum(entry[2] for entry in tensors.values())
+    n_raw = bytes_on_disk(model)
 
     print(f"Packing {model}")
     begin = time.monotonic()
-    run([dcmem, "pack", model, "-o", container])
+    run([dcmem, "pack", model, "-o", container, "--quiet"])
     n_packed = os.path.getsize(container)
-    print(f"  {size(n_raw)} of tensors -> {size(n_packed)} in {time.monotonic() - begin:.1f} s "
-          f"(ratio {n_raw / n_packed:.3f}; the other files of the model included)")
+    print(f"  {n_raw} bytes -> {n_packed} in {time.monotonic() - begin:.1f} s "
+          f"(ratio {n_raw / n_packed:.3f}, every file of the model included)")
     run([dcmem, "verify", container, "--against", model])
     if os.path.isdir(model):
         n_files = check_restored(dcmem, model, container, directory)
@@ -316,7 +324,7 @@ def print_next(build, name, model, container, daemon):
     if daemon:
         prefix = f"DCMEM_SOCKET={daemon.socket} "
         print(f"  {prefix}{tool} stats")
-        print(f"  {prefix}{tool} ls {name}")
+        print(f"  {tool} ls {os.path.relpath(container)}")
         print(f"  {prefix}{lm} generate --model {name} --prompt 'Once upon a time'")
         print(f"\ndcmemd still runs (--keep). To stop it and remove what is left:\n"
               f"  kill {daemon.process.pid}; rm -r {os.path.dirname(container)} "
