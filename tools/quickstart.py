@@ -21,7 +21,7 @@ import threading
 import time
 
 PROMPTS = ["Once upon a time", "The little dog", "One day, Anna"]
-TOKENS = 200
+TOKENS = 400
 READY_SECONDS = 60
 KNOWN = ("llama", "opt")
 WAYS = [("private copies", "copy"), ("shared mmap", "mmap"), ("dcmem", "dcmem")]
@@ -90,8 +90,8 @@ class Daemon:
 
 
 def at_once(commands, environment, watched):
-    """Runs all commands at once. Gives their outputs, and the largest memory seen together:
-    [Pss of each command], Pss of `watched`."""
+    """Runs all commands at once. Gives their outputs, and memory while all of them ran, the median
+    of the samples by their sum: [Pss of each command], Pss of `watched`."""
     readers = [subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
                for command in commands]
@@ -103,18 +103,20 @@ def at_once(commands, environment, watched):
     threads = [threading.Thread(target=collect, args=(i,)) for i in range(len(readers))]
     for thread in threads:
         thread.start()
-    best, best_watched = [0] * len(readers), 0
+    samples = [([0] * len(readers), 0)]
     while any(thread.is_alive() for thread in threads):
         now = [pss_bytes(reader.pid) for reader in readers]
         now_watched = pss_bytes(watched) if watched else 0
-        if all(now) and sum(now) + now_watched >= sum(best) + best_watched:
-            best, best_watched = now, now_watched
+        if all(now):
+            samples.append((now, now_watched))
         time.sleep(0.01)
     for reader, command, (_, errors) in zip(readers, commands, outputs):
         if reader.returncode:
             raise Failure(f"{' '.join(command)}: exit {reader.returncode}\n"
                           f"{errors.decode(errors='replace')}")
-    return [(out, errors.decode(errors="replace")) for out, errors in outputs], best, best_watched
+    samples = sorted(samples[1:] or samples, key=lambda sample: sum(sample[0]) + sample[1])
+    pss, watched_pss = samples[len(samples) // 2]
+    return [(out, errors.decode(errors="replace")) for out, errors in outputs], pss, watched_pss
 
 
 def tokens_a_second(errors):
