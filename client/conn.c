@@ -2,6 +2,7 @@
 /* Administration: JSON requests over a connection of their own. Any thread. */
 #include "client.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -88,8 +89,35 @@ static int conn_text(const struct transport_reply *reply, char **ret_text)
 	return 0;
 }
 
+/*
+ * A refusal is {"ok":false,"code":N,"error":"TEXT"} in exactly this form (docs/protocol.md), so that
+ * it needs no JSON parser here. Returns N with TEXT as the message, or 0 for any other reply.
+ */
+static int conn_refusal(const char *reply)
+{
+	static const char head[] = "{\"ok\":false,\"code\":", middle[] = ",\"error\":\"";
+	char text[512]; /* cut beyond */
+	size_t n = 0;
+	char *end;
+	long code;
+
+	if (strncmp(reply, head, sizeof(head) - 1) != 0)
+		return 0;
+	code = strtol(reply + sizeof(head) - 1, &end, 10);
+	if (code == 0 || code < -4095 || code > 255 ||
+	    strncmp(end, middle, sizeof(middle) - 1) != 0)
+		return message_set(DCMEM_E_PROTOCOL, "the daemon refused, and does not say why");
+	for (end += sizeof(middle) - 1; *end && *end != '"' && n < sizeof(text); end++) {
+		if (end[0] == '\\' && (end[1] == '"' || end[1] == '\\' || end[1] == '/'))
+			end++;
+		text[n++] = *end;
+	}
+	return message_set((int)code, "%.*s", (int)n, text);
+}
+
 DCMEM_API int dcmem_request(struct dcmem_conn *conn, const char *json, char **ret_reply)
 {
+	_cleanup_(cleanup_memory) char *text = NULL;
 	struct transport_reply reply;
 	struct transport *t;
 	int r;
@@ -110,7 +138,11 @@ DCMEM_API int dcmem_request(struct dcmem_conn *conn, const char *json, char **re
 		return DCMEM_E_DISCONNECTED;
 	if (r != 0)
 		return r;
-	r = conn_text(&reply, ret_reply);
+	r = conn_text(&reply, &text);
 	transport_reply_close(&reply);
+	if (r == 0)
+		r = conn_refusal(text);
+	if (r == 0)
+		*ret_reply = TAKE(text);
 	return r;
 }
