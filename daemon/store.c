@@ -301,13 +301,15 @@ void store_settle_model(struct model *model)
 	}
 	if (!model->retired || model->n_attachments || model->n_decoding)
 		return;
+	/* The table goes after the chunks: freeing one writes its word. */
+	if (gone)
+		gone = region_retire(model, &model->loaded.placement);
 	for (uint32_t i = 0; i < model->loaded.n_segments; i++)
 		gone = region_retire(model, &model->loaded.segments[i]) && gone;
 	for (uint32_t i = 0; i < model->loaded.n_files; i++)
 		gone = region_retire(model, &model->loaded.files[i]) && gone;
 	gone = region_retire(model, &model->loaded.index) && gone;
-	/* The table goes last: freeing a chunk writes its word. */
-	if (gone && region_retire(model, &model->loaded.placement))
+	if (gone)
 		model_free(model);
 }
 
@@ -332,7 +334,7 @@ uint64_t store_tick(struct store *store)
 		after = TAILQ_NEXT(model, link);
 		if (model->loading)
 			continue;
-		if (beat)
+		if (beat && model->loaded.placement.data)
 			placement_heartbeat(&model->loaded.placement, now);
 		if (has_retired(model)) {
 			next = min_u64(next, now + TICK_RETIRED_NS);

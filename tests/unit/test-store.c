@@ -1,0 +1,486 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The store, without a socket: loading, single flight, eviction, waiting, orphans, unloading,
+ * refusals. Expected bytes come from the arrays that the container was made of.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "codec/codec.h"
+#include "daemon/store-impl.h"
+#include "dcmem/dcmem.h"
+#include "make-container.h"
+
+#define MIB (1ULL << 20)
+#define N_TENSORS 4 /* three coded and one raw */
+#define PAGE (64 << 10)
+#define N_PAGES (MIB / PAGE)
+
+static char path[64];
+static uint8_t bytes[N_TENSORS][MIB];
+static const char *const names[N_TENSORS] = {"a", "b", "c", "raw"};
+static uint64_t skipped_ns;
+
+static uint64_t skipping_clock(void)
+{
+	struct timespec now;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * NS_PER_S + (uint64_t)now.tv_nsec + skipped_ns;
+}
+
+static int make(const char *to)
+{
+	struct make_tensor tensors[N_TENSORS];
+
+	for (unsigned t = 0; t < N_TENSORS; t++)
+		tensors[t] = (struct make_tensor){.name = names[t], .dtype = DCMEM_U8, .n_dims = 2,
+						  .dims = {MIB / 1024, 1024}, .n_bytes = MIB,
+						  .bytes = bytes[t], .page_bytes = PAGE,
+						  .codec = t == 3 ? CODEC_RAW : CODEC_ZSTD};
+	return make_container(to, tensors, N_TENSORS, NULL, 0, "{}");
+}
+
+static int setup(void **state)
+{
+	uint32_t seed = 1;
+
+	for (unsigned t = 0; t < N_TENSORS; t++)
+		for (unsigned i = 0; i < MIB; i++) {
+			seed = seed * 1664525 + 1013904223;
+			bytes[t][i] = (uint8_t)(seed >> 29);
+		}
+	(void)snprintf(path, sizeof(path), "/tmp/dcmem-store-%d.dcmem", (int)getpid());
+	clock_set_source(skipping_clock);
+	return make(path);
+}
+
+static int teardown(void **state)
+{
+	return unlink(path);
+}
+
+struct answer {
+	int n, result;
+	struct store_window window;
+	char message[256];
+};
+
+static void on_loaded(void *data, int result, const char *message)
+{
+	struct answer *answer = data;
+
+	answer->n++;
+	answer->result = result;
+	(void)snprintf(answer->message, sizeof(answer->message), "%s", message);
+}
+
+static void on_acquired(void *data, int result, const struct store_window *window,
+			const char *message)
+{
+	on_loaded(data, result, message);
+	if (window)
+		((struct answer *)data)->window = *window;
+}
+
+static void wait_for(struct store *store, struct answer *answer)
+{
+	while (!answer->n) {
+		struct pollfd poll_fd = {.fd = store_event_fd(store), .events = POLLIN};
+
+		assert_int_equal(poll(&poll_fd, 1, 20000), 1);
+		store_dispatch(store);
+	}
+	assert_int_equal(answer->n, 1);
+}
+
+static struct store *open_store(uint64_t budget)
+{
+	const struct store_config config = {.budget_bytes = budget, .chunk_bytes = 2 * MIB,
+					    .n_workers = 2, .max_leases = 8,
+					    .lease_deadline_ms = 30000, .huge_pages = true};
+	struct store *store;
+
+	assert_int_equal(store_new(&config, &store), 0);
+	return store;
+}
+
+static struct answer load(struct store *store, const char *from, const char *name)
+{
+	struct answer answer = {0};
+
+	assert_int_equal(store_load(store, from, name, on_loaded, &answer), STORE_PENDING);
+	wait_for(store, &answer);
+	return answer;
+}
+
+static struct store_stats stats_of(const struct store *store)
+{
+	struct store_stats stats;
+
+	assert_true(store_is_valid(store));
+	store_get_stats(store, &stats);
+	return stats;
+}
+
+/* A store with the model "m" and room for just `n_chunks` chunks of two tensors each. */
+static struct store *tight_store(unsigned n_chunks)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_stats stats;
+	uint64_t held;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	stats = stats_of(store);
+	held = stats.compressed_bytes + stats.index_bytes;
+	store_free(store);
+	store = open_store(held + n_chunks * 2 * MIB);
+	assert_int_equal(load(store, path, "m").result, 0);
+	return store;
+}
+
+static struct store_client *join(struct store *store, uint64_t *ret_model)
+{
+	struct store_attachment attachment;
+	struct store_client *client;
+
+	assert_int_equal(store_client_new(store, 0, getpid(), &client), 0);
+	assert_int_equal(store_attach(client, "m", &attachment), 0);
+	close(attachment.index_fd);
+	close(attachment.placement_fd);
+	*ret_model = attachment.model;
+	return client;
+}
+
+static struct answer take(struct store_client *client, uint64_t model, uint64_t tensor,
+			  uint64_t first, uint64_t n)
+{
+	struct answer answer = {0};
+
+	answer.result = store_acquire(client, model, tensor, first, n, on_acquired, &answer,
+				      &answer.window);
+	if (answer.result == STORE_PENDING)
+		wait_for(client->store, &answer);
+	return answer;
+}
+
+static void check_bytes(const struct store_window *window, unsigned tensor)
+{
+	assert_memory_equal(window->data, bytes[tensor] + window->first_page * PAGE,
+			    window->n_bytes);
+	assert_int_equal(window->offset % 64, 0);
+}
+
+static void test_reads_right_bytes(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *client;
+	struct store_tensor tensor;
+	struct answer answer;
+	uint64_t model;
+
+	assert_int_equal(load(store, path, NULL).result, 0);
+	assert_int_equal(load(store, path, "m").result, 0);
+	assert_int_equal(store_load(store, path, "m", on_loaded, &answer), STORE_E_EXISTS);
+	client = join(store, &model);
+	for (unsigned t = 0; t < N_TENSORS; t++) {
+		assert_int_equal(store_find_tensor(store, "m", names[t], &tensor), 0);
+		assert_int_equal(tensor.id, t);
+		assert_int_equal(tensor.n_pages, N_PAGES);
+		answer = take(client, model, t, 3, 5);
+		assert_int_equal(answer.result, 0);
+		assert_int_equal(answer.window.n_bytes, 5 * PAGE);
+		check_bytes(&answer.window, t);
+		assert_int_equal(store_release(client, answer.window.lease), 0);
+		assert_int_equal(store_release(client, answer.window.lease), STORE_E_INVALID);
+	}
+	/* Inside a window: a hit, the whole window is told. */
+	answer = take(client, model, 0, 4, 1);
+	assert_int_equal(answer.window.first_page, 3);
+	assert_int_equal(stats_of(store).window_hits, 1);
+	assert_int_equal(stats_of(store).decodes, N_TENSORS);
+	assert_int_equal(take(client, model, 0, N_PAGES, 1).result, STORE_E_INVALID);
+	assert_int_equal(take(client, model, 0, 1, UINT64_MAX).result, STORE_E_INVALID);
+	assert_int_equal(take(client, model, N_TENSORS, 0, 1).result, STORE_E_INVALID);
+	assert_int_equal(take(client, model + 9, 0, 0, 1).result, STORE_E_NOT_FOUND);
+	assert_int_equal(store_release(client, 0), STORE_E_INVALID);
+	store_client_free(client, true);
+	assert_int_equal(stats_of(store).n_leases, 0);
+	store_free(store);
+}
+
+static void test_single_flight(void **state)
+{
+	struct store *store = tight_store(1);
+	struct store_client *clients[5];
+	struct answer answers[5] = {0};
+	uint64_t model;
+
+	for (unsigned i = 0; i < 5; i++)
+		clients[i] = join(store, &model);
+	for (unsigned i = 0; i < 5; i++)
+		assert_int_equal(store_acquire(clients[i], model, 1, 0, N_PAGES, on_acquired,
+					       &answers[i], &answers[i].window),
+				 STORE_PENDING);
+	store_client_free(clients[4], false); /* never answered */
+	for (unsigned i = 0; i < 4; i++) {
+		wait_for(store, &answers[i]);
+		assert_int_equal(answers[i].result, 0);
+		check_bytes(&answers[i].window, 1);
+	}
+	assert_int_equal(answers[4].n, 0);
+	assert_int_equal(stats_of(store).decodes, 1);
+	assert_int_equal(stats_of(store).window_joins, 4);
+	assert_int_equal(stats_of(store).n_leases, 4);
+	store_free(store);
+}
+
+static void test_evicts_oldest_and_waits(void **state)
+{
+	struct store *store = tight_store(1);
+	struct answer a, b, c, waiting = {0};
+	struct store_client *client;
+	uint64_t model;
+
+	client = join(store, &model);
+	a = take(client, model, 0, 0, N_PAGES);
+	b = take(client, model, 1, 0, N_PAGES);
+	/* Both leased: the third waits, and is served by a release. */
+	assert_int_equal(store_acquire(client, model, 2, 0, N_PAGES, on_acquired, &waiting,
+				       &waiting.window),
+			 STORE_PENDING);
+	store_dispatch(store);
+	assert_int_equal(waiting.n, 0);
+	check_bytes(&a.window, 0);
+	assert_int_equal(store_release(client, b.window.lease), 0);
+	wait_for(store, &waiting);
+	assert_int_equal(waiting.result, 0);
+	check_bytes(&waiting.window, 2);
+	check_bytes(&a.window, 0);
+	assert_int_equal(stats_of(store).evictions, 1);
+	/* Unleased, the one used longest ago goes: that is c, once a was used again. */
+	assert_int_equal(store_release(client, waiting.window.lease), 0);
+	assert_int_equal(store_release(client, a.window.lease), 0);
+	c = take(client, model, 1, 0, N_PAGES);
+	assert_int_equal(c.result, 0);
+	assert_int_equal(stats_of(store).evictions, 2);
+	a = take(client, model, 0, 0, N_PAGES);
+	assert_int_equal(stats_of(store).window_hits, 1);
+	/* Nobody lets go: refused after a while. */
+	waiting = (struct answer){0};
+	assert_int_equal(store_acquire(client, model, 2, 0, N_PAGES, on_acquired, &waiting,
+				       &waiting.window),
+			 STORE_PENDING);
+	skipped_ns += 6 * NS_PER_S;
+	store_tick(store);
+	assert_int_equal(waiting.n, 1);
+	assert_int_equal(waiting.result, STORE_E_BUDGET);
+	assert_non_null(strstr(waiting.message, "pinned by leases"));
+	skipped_ns += 60 * NS_PER_S;
+	assert_int_equal(take(client, model, 0, 0, 1).result, STORE_E_OVERDUE);
+	assert_int_equal(stats_of(store).refused_overdue, 1);
+	store_free(store);
+}
+
+static void test_prefetch(void **state)
+{
+	struct store *store = tight_store(1);
+	struct store_client *client;
+	struct answer answer;
+	uint64_t model;
+
+	client = join(store, &model);
+	assert_int_equal(store_prefetch(client, model, 0, 0, N_PAGES), 0);
+	assert_int_equal(store_prefetch(client, model, 1, 0, N_PAGES), 0);
+	assert_int_equal(store_prefetch(client, model, 2, 0, N_PAGES), 0); /* no room: dropped */
+	assert_int_equal(stats_of(store).prefetches, 2);
+	answer = take(client, model, 1, 0, N_PAGES);
+	assert_int_equal(answer.result, 0);
+	check_bytes(&answer.window, 1);
+	assert_int_equal(stats_of(store).window_misses, 0);
+	store_free(store);
+}
+
+/* A child keeps the mapping of a chunk until the pipe is closed. */
+static pid_t hold_chunk(struct store_client *client, uint64_t model, uint32_t chunk, int *ret_fd)
+{
+	int fd, pipe_fds[2];
+	uint64_t n_bytes;
+	pid_t child;
+	void *data;
+	char byte;
+
+	assert_int_equal(store_chunk_fd(client, model, chunk, &fd, &n_bytes), 0);
+	data = mmap(NULL, n_bytes, PROT_READ, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(data, MAP_FAILED);
+	close(fd);
+	assert_int_equal(pipe(pipe_fds), 0);
+	child = fork();
+	assert_true(child >= 0);
+	if (child == 0) {
+		close(pipe_fds[1]);
+		_exit(read(pipe_fds[0], &byte, 1) == 0 ? 0 : 1);
+	}
+	close(pipe_fds[0]);
+	assert_int_equal(munmap(data, n_bytes), 0);
+	*ret_fd = pipe_fds[1];
+	return child;
+}
+
+static void test_orphans(void **state)
+{
+	struct store *store = tight_store(1);
+	struct store_client *dies, *lives;
+	struct answer answer, other;
+	uint64_t model;
+	pid_t child;
+	int fd;
+
+	/* Nobody else maps it: free at once. */
+	dies = join(store, &model);
+	answer = take(dies, model, 0, 0, N_PAGES);
+	store_client_free(dies, false);
+	assert_int_equal(stats_of(store).orphans_freed, 1);
+	assert_int_equal(stats_of(store).orphaned_bytes, 0);
+	/* Mapped by a child of the dead. */
+	dies = join(store, &model);
+	lives = join(store, &model);
+	answer = take(dies, model, 0, 0, N_PAGES);
+	child = hold_chunk(dies, model, answer.window.chunk, &fd);
+	store_client_free(dies, false);
+	assert_int_equal(stats_of(store).orphaned_bytes, MIB);
+	assert_int_equal(stats_of(store).retired_bytes, 2 * MIB);
+	assert_int_equal(stats_of(store).decoded_bytes, 0);
+	/* Still served where there is no room for another, never recycled. */
+	other = take(lives, model, 0, 0, N_PAGES);
+	assert_int_equal(other.result, 0);
+	check_bytes(&other.window, 0);
+	assert_int_equal(stats_of(store).decodes, 1);
+	assert_int_equal(store_release(lives, other.window.lease), 0);
+	store_tick(store);
+	assert_int_equal(stats_of(store).orphaned_bytes, MIB);
+	/* Another tensor waits for the child's end. */
+	other = (struct answer){0};
+	assert_int_equal(store_acquire(lives, model, 1, 0, N_PAGES, on_acquired, &other,
+				       &other.window),
+			 STORE_PENDING);
+	check_bytes(&answer.window, 0);
+	close(fd);
+	assert_int_equal(waitpid(child, NULL, 0), child);
+	store_tick(store);
+	assert_int_equal(stats_of(store).retired_bytes, 0);
+	wait_for(store, &other);
+	assert_int_equal(other.result, 0);
+	check_bytes(&other.window, 1);
+	store_free(store);
+}
+
+static void test_unload(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *client;
+	struct answer answer;
+	uint64_t model, n_bytes;
+	int fd;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	client = join(store, &model);
+	answer = take(client, model, 0, 0, N_PAGES);
+	assert_int_equal(store_segment_fd(client, model, 0, &fd, &n_bytes), 0);
+	assert_int_equal(store_segment_fd(client, model, 1, &fd, &n_bytes), STORE_E_INVALID);
+	assert_int_equal(store_unload(store, "m"), 0);
+	assert_int_equal(store_unload(store, "m"), STORE_E_NOT_FOUND);
+	assert_int_equal(take(client, model, 0, 0, 1).result, STORE_E_RETIRED);
+	assert_int_equal(stats_of(store).compressed_bytes, 0);
+	assert_true(stats_of(store).retired_bytes > 2 * MIB);
+	check_bytes(&answer.window, 0);
+	assert_int_equal(load(store, path, "m").result, 0); /* the name is free */
+	assert_int_equal(store_detach(client, model), 0);
+	assert_int_equal(stats_of(store).retired_bytes, n_bytes);
+	store_tick(store);
+	assert_int_equal(stats_of(store).retired_bytes, n_bytes); /* somebody has its segment */
+	close(fd);
+	store_tick(store);
+	assert_int_equal(stats_of(store).retired_bytes, 0);
+	assert_int_equal(stats_of(store).n_models, 1);
+	store_free(store);
+}
+
+static void test_refusals(void **state)
+{
+	struct store *store = open_store(1 * MIB);
+	struct answer answer = load(store, path, "m");
+	char damaged[96];
+	uint8_t byte = 0;
+	int fd;
+
+	assert_int_equal(answer.result, STORE_E_BUDGET);
+	assert_int_equal(stats_of(store).peak_bytes, 0);
+	assert_int_equal(load(store, "/nowhere/x.dcmem", NULL).result, -ENOENT);
+	store_free(store);
+
+	(void)snprintf(damaged, sizeof(damaged), "%s.bad", path);
+	assert_int_equal(make(damaged), 0);
+	fd = open(damaged, O_RDWR | O_CLOEXEC);
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &byte, 1, 4096 + 100), 1);
+	byte ^= 0x10;
+	assert_int_equal(pwrite(fd, &byte, 1, 4096 + 100), 1);
+	store = open_store(64 * MIB);
+	answer = load(store, damaged, "m");
+	assert_int_equal(answer.result, STORE_E_CORRUPT);
+	assert_non_null(strstr(answer.message, "tensor 'a' page 0"));
+	assert_int_equal(ftruncate(fd, 8192), 0);
+	assert_int_equal(load(store, damaged, "m").result, STORE_E_CORRUPT);
+	assert_int_equal(stats_of(store).inflight_bytes, 0);
+	assert_int_equal(stats_of(store).n_models, 0);
+	close(fd);
+	unlink(damaged);
+	store_free(store);
+}
+
+static void test_leases_are_limited(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *client;
+	uint64_t model;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	client = join(store, &model);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(take(client, model, 0, i, 1).result, 0);
+	assert_int_equal(take(client, model, 0, 9, 1).result, STORE_E_BUDGET);
+	assert_int_equal(stats_of(store).n_leases, 8);
+	store_free(store);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_reads_right_bytes),
+		cmocka_unit_test(test_single_flight),
+		cmocka_unit_test(test_evicts_oldest_and_waits),
+		cmocka_unit_test(test_prefetch),
+		cmocka_unit_test(test_orphans),
+		cmocka_unit_test(test_unload),
+		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_leases_are_limited),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
