@@ -4,8 +4,10 @@
 usage: quickstart.py BUILD_DIR MODEL [--keep]
 
 Each way to hold the weights (a private copy each, a shared mmap, dcmem) runs the same three
-prompts in three processes. Memory is Pss of /proc/PID/smaps_rollup: a page that n processes map
-counts 1/n for each, so that the sum over processes is what the host really gives.
+prompts in three processes. Memory is Pss of /proc/PID/smaps_rollup, private and file pages: a page
+that n processes map counts 1/n for each. Shared memory that the daemon made counts as the daemon's,
+whether anybody maps it or not, at the peak of the daemon's own books. So the sum is what the host
+gives.
 """
 import filecmp
 import json
@@ -42,15 +44,18 @@ def run(command, **options):
 
 
 def pss_bytes(pid):
-    """Pss of a process, 0 if it is gone or a zombie."""
+    """Pss of a process without shared memory, 0 if it is gone or a zombie."""
     try:
         with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as rollup:
-            for line in rollup:
-                if line.startswith("Pss:"):
-                    return int(line.split()[1]) * 1024
+            return sum(int(line.split()[1]) * 1024 for line in rollup
+                       if line.startswith(("Pss_Anon:", "Pss_File:")))
     except OSError:
-        pass
-    return 0
+        return 0
+
+
+def held_bytes(dcmem, environment):
+    """The most memory that the daemon has shared: compressed, decoded, indexes."""
+    return json.loads(run([dcmem, "stats", "--json"], env=environment))["peak_bytes"]
 
 
 def size(n_bytes):
@@ -210,6 +215,8 @@ def generate_all(build, model, name, environment, daemon):
                      "--tokens", str(TOKENS), "--threads", "1"] for prompt in PROMPTS]
         outputs, pss, daemon_pss = at_once(commands, environment,
                                            daemon.process.pid if source == "dcmem" else 0)
+        if source == "dcmem":
+            daemon_pss += held_bytes(os.path.join(build, "tools", "dcmem", "dcmem"), environment)
         results[title] = ([tokens_a_second(errors) for _, errors in outputs], pss, daemon_pss,
                           [out for out, _ in outputs])
     return results
@@ -233,7 +240,7 @@ def print_comparison(results, n_raw, n_packed):
     for i in range(len(PROMPTS)):
         row(f"tokens/s of process {i + 1}",
             [f"{speed[i]:.0f}" if speed[i] else "?" for speed in speeds])
-    print("  (memory is Pss: a page shared by n processes counts 1/n for each)")
+    print("  (Pss: a page of n processes counts 1/n for each; what the daemon shares is its own)")
     return totals, [sum(speed) if all(speed) else None for speed in speeds]
 
 
@@ -310,7 +317,7 @@ def serve(build, model, directory, runtime, keep):
             print_worse(totals, speeds, n_raw, n_packed)
         else:
             print(f"\n  model on disk {size(n_raw)}, packed {size(n_packed)}, memory of the daemon "
-                  f"{size(pss_bytes(daemon.process.pid))} (Pss)")
+                  f"{size(pss_bytes(daemon.process.pid) + held_bytes(dcmem, environment))}")
         print_next(build, name, model, container, daemon if keep else None,
                    None if known else sorted(tensors)[0])
     except BaseException:
