@@ -21,6 +21,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/hash.h"
 #include "codec/codec.h"
 #include "daemon/store-impl.h"
 #include "dcmem/dcmem.h"
@@ -454,6 +455,93 @@ static void test_refusals(void **state)
 	store_free(store);
 }
 
+/* A container whose page 2 of "b" decodes to other bytes than its index says. */
+static void spoil_decoded_hash(const char *file)
+{
+	struct container_header header;
+	struct container_index *head;
+	uint8_t *index;
+	int fd = open(file, O_RDWR | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	assert_int_equal(pread(fd, &header, sizeof(header), 0), sizeof(header));
+	index = malloc(header.index_bytes);
+	assert_non_null(index);
+	assert_int_equal(pread(fd, index, header.index_bytes, (off_t)header.index_offset),
+			 header.index_bytes);
+	head = (struct container_index *)index;
+	((struct container_page *)(index + head->tables[CONTAINER_TABLE_PAGES].offset))[N_PAGES + 2]
+		.decoded_hash ^= 1;
+	header.index_hash = hash_64(index, header.index_bytes);
+	header.header_hash = hash_64(&header, offsetof(struct container_header, header_hash));
+	assert_int_equal(pwrite(fd, index, header.index_bytes, (off_t)header.index_offset),
+			 header.index_bytes);
+	assert_int_equal(pwrite(fd, &header, sizeof(header), 0), sizeof(header));
+	free(index);
+	close(fd);
+}
+
+static void test_wrong_decode(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *client;
+	struct answer answer;
+	char damaged[96];
+	uint64_t model;
+
+	(void)snprintf(damaged, sizeof(damaged), "%s.bad", path);
+	assert_int_equal(make(damaged), 0);
+	spoil_decoded_hash(damaged);
+	assert_int_equal(load(store, damaged, "m").result, 0);
+	client = join(store, &model);
+	for (unsigned i = 0; i < 2; i++) { /* nothing of it is kept */
+		answer = take(client, model, 1, 0, N_PAGES);
+		assert_int_equal(answer.result, STORE_E_CORRUPT);
+		assert_non_null(strstr(answer.message, "tensor 'b' page 2"));
+		assert_int_equal(stats_of(store).n_windows, 0);
+		assert_int_equal(stats_of(store).corrupt_pages, i + 1);
+	}
+	answer = take(client, model, 1, 3, 4);
+	assert_int_equal(answer.result, 0);
+	check_bytes(&answer.window, 1);
+	unlink(damaged);
+	store_free(store);
+}
+
+/* Odd sizes and three clients: the blocks stay sound and nobody sees another's bytes. */
+static void test_many_windows(void **state)
+{
+	struct store *store = tight_store(1);
+	struct store_client *clients[3];
+	struct store_window held[3] = {0};
+	uint32_t seed = 7;
+	uint64_t model;
+
+	for (unsigned i = 0; i < 3; i++)
+		clients[i] = join(store, &model);
+	for (unsigned i = 0; i < 600; i++) {
+		unsigned who = i % 3, tensor;
+		struct answer answer;
+		uint64_t first, n;
+
+		seed = seed * 1664525 + 1013904223;
+		tensor = (seed >> 28) % N_TENSORS;
+		first = (seed >> 20) % N_PAGES;
+		n = 1 + (seed >> 12) % (N_PAGES - first) % 6;
+		if (held[who].lease)
+			assert_int_equal(store_release(clients[who], held[who].lease), 0);
+		answer = take(clients[who], model, tensor, first, n);
+		assert_int_equal(answer.result, 0);
+		held[who] = answer.window;
+		check_bytes(&held[who], tensor);
+		assert_true(held[who].first_page <= first &&
+			    held[who].first_page + held[who].n_pages >= first + n);
+		assert_true(store_is_valid(store));
+	}
+	assert_true(stats_of(store).evictions > 10);
+	store_free(store);
+}
+
 static void test_leases_are_limited(void **state)
 {
 	struct store *store = open_store(64 * MIB);
@@ -479,6 +567,8 @@ int main(void)
 		cmocka_unit_test(test_orphans),
 		cmocka_unit_test(test_unload),
 		cmocka_unit_test(test_refusals),
+		cmocka_unit_test(test_wrong_decode),
+		cmocka_unit_test(test_many_windows),
 		cmocka_unit_test(test_leases_are_limited),
 	};
 
