@@ -9,19 +9,23 @@
 #include "base/message.h"
 #include "summary.h"
 #include "table.h"
+#include "verb-ls-model.h"
 #include "verb.h"
 
 static int help(void)
 {
-	printf("Usage: dcmem ls FILE [--groups] [--json]\n\n"
+	printf("Usage: dcmem ls FILE [--groups] [--json]\n"
+	       "       dcmem ls MODEL [--json] [--socket PATH]\n\n"
 	       "Lists the tensors of a container with their shapes, dtypes, codecs and ratios, the\n"
-	       "files it restores, and totals. Tensors whose bytes are those of an earlier one are\n"
-	       "stored once and shown as `shared`.\n\n"
+	       "files it restores, and totals; or the tensors of a model that a daemon holds. Tensors\n"
+	       "whose bytes are those of an earlier one are stored once and shown as `shared`.\n\n"
 	       "  --groups  one line for tensors whose names differ in numbers alone\n"
-	       "  --json    one JSON document\n\n"
+	       "  --json    one JSON document\n"
+	       "  --socket PATH  the daemon's socket, for a MODEL\n\n"
 	       "Example: which tensors compress worst?\n\n"
 	       "  dcmem ls my-model.dcmem | sort -k6 -n | head\n\n"
-	       "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the container is damaged.\n");
+	       "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the container is damaged,\n"
+	       "4 no daemon.\n");
 	return verb_flush("ls");
 }
 
@@ -212,9 +216,11 @@ int verb_ls(int argc, char **argv)
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'J' },
 		{ "groups", no_argument, NULL, 'g' },
+		{ "socket", required_argument, NULL, 's' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
+	const char *socket_path = NULL;
 	bool json = false, groups = false;
 	struct container container;
 	int c, r;
@@ -225,11 +231,15 @@ int verb_ls(int argc, char **argv)
 			return help();
 		if (c == '?')
 			return verb_usage("ls", "unknown option: %s", argv[optind - 1]);
+		if (c == 's')
+			socket_path = optarg;
 		json |= c == 'J';
 		groups |= c == 'g';
 	}
 	if (argc - optind != 1)
-		return verb_usage("ls", "needs one FILE");
+		return verb_usage("ls", "needs one FILE or MODEL");
+	if (!groups && ls_is_model(argv[optind]))
+		return ls_model(argv[optind], socket_path, json);
 	r = container_open(&container, argv[optind]);
 	if (r)
 		return verb_failure("ls", r, message_get());
