@@ -150,8 +150,13 @@ int window_grant(struct store_client *client, struct window *window,
 		 struct store_window *ret_window);
 void window_release(struct store_client *client, struct lease *lease, bool orphan);
 
-/* store-client.c: asks again for everything that waits for room */
+/* store-client.c */
+/* NULL, with a message: it has not attached that model. */
+struct attachment *client_find_attachment(const struct store_client *client, uint64_t model);
+
+/* store-acquire.c: asks again for everything that waits for room */
 void store_retry_waiting(struct store *store);
+void request_free(struct request *request); /* unanswered */
 void request_fail(struct request *request, int result, const char *message);
 void request_grant(struct request *request, struct window *window);
 
