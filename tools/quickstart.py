@@ -260,11 +260,11 @@ def print_worse(totals, speeds, n_raw, n_packed):
     if speeds[2] and speeds[1]:
         ratio = speeds[2] / speeds[1]
         if ratio < 1:
-            why = ("and a model of this size fits the caches,\n    where reading raw bytes is "
-                   "nearly free." if n_raw < CACHED_BYTES else
-                   "and zstd, the only\n    entropy coder of this version, is slow at it.")
+            why = ("and a model of this size fits the caches, where reading raw bytes is nearly "
+                   "free." if n_raw < CACHED_BYTES else
+                   "and zstd, the only entropy coder of this version, is slow at it.")
             print(f"  - It gives {ratio:.2f} of the tokens per second of a shared mmap: decoding "
-                  f"costs processor time, {why}")
+                  f"costs processor\n    time, {why}")
         else:
             print(f"  - Speed was {ratio:.2f} of a shared mmap in this run.")
 
