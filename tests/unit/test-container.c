@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Damaged and hostile containers: refused, or readable to the end without a stray access. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/hash.h"
+#include "base/io.h"
+#include "base/memory.h"
+#include "codec/codec.h"
+#include "dcmem/dcmem.h"
+#include "make-container.h"
+#include "model/container.h"
+
+static uint8_t *good; /* the bytes of a valid container */
+static size_t good_bytes;
+static struct container_header good_header;
+static struct codec_context *codec;
+static int fd = -1;
+
+static int setup(void **state)
+{
+	static uint8_t weights[6000];
+	struct make_tensor tensors[] = {
+		{.name = "q.weight", .dtype = DCMEM_I8, .n_dims = 2, .dims = {4, 100},
+		 .n_bytes = 400, .bytes = weights, .page_bytes = 200, .n_companions = 1},
+		{.name = "q.weight_scale", .dtype = DCMEM_F32, .n_dims = 1, .dims = {4},
+		 .n_bytes = 16, .bytes = weights, .page_bytes = 4096},
+		{.name = "b", .dtype = DCMEM_BF16, .n_dims = 2, .dims = {30, 100},
+		 .n_bytes = 6000, .bytes = weights, .page_bytes = 2000,
+		 .codec = CODEC_ZSTD_PLANES_16},
+	};
+	struct container_companion companion = {
+		.tensor = 0, .companion = 1, .relation = DCMEM_REL_SCALE, .scheme = 1};
+	char path[64];
+
+	for (size_t i = 0; i < sizeof(weights); i++)
+		weights[i] = (uint8_t)(i & 1 ? 0x3c + i % 3 : i * 37);
+	fd = memfd_create("container", MFD_CLOEXEC);
+	codec = codec_context_new();
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	if (fd < 0 || !codec || make_container(path, tensors, 3, &companion, 1, "{}"))
+		return -1;
+	good_bytes = (size_t)lseek(fd, 0, SEEK_END);
+	good = memory_alloc(good_bytes);
+	if (!good || io_read_at(fd, good, good_bytes, 0))
+		return -1;
+	memcpy(&good_header, good, sizeof(good_header));
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	memory_free(good);
+	codec_context_free(codec);
+	close(fd);
+	return 0;
+}
+
+/* Reads all there is; what comes back may be wrong, where from may not. */
+static unsigned walk(struct container *c)
+{
+	unsigned n_pages = 0;
+
+	for (uint64_t id = 0; id < c->index.n_tensors; id++) {
+		const struct container_tensor *tensor;
+		const struct container_form *form;
+		const struct container_page *page;
+
+		assert_int_equal(index_tensor(&c->index, id, &tensor), 0);
+		for (uint64_t f = 0; f < tensor->n_forms; f++) {
+			assert_int_equal(index_form(&c->index, tensor->first_form + f, &form), 0);
+			for (uint64_t i = 0; i < form->n_pages && i < 100; i++) {
+				uint64_t n = index_page_bytes(tensor, form->first_page + i);
+				void *stored, *decoded = memory_alloc(n);
+
+				assert_int_equal(index_page(&c->index, form->page_record + i, &page), 0);
+				stored = memory_alloc(page->stored_bytes);
+				assert_int_equal(container_read_segment(c, form->segment, page->offset,
+									stored, page->stored_bytes), 0);
+				if (container_decode_page(codec, page, stored, decoded, n) == 0)
+					n_pages++;
+				memory_free(stored);
+				memory_free(decoded);
+			}
+		}
+	}
+	return n_pages;
+}
+
+/* Opens the descriptor as it is: a result, and the pages that were right. */
+static int try_open(unsigned *ret_pages)
+{
+	struct container c;
+	int r = container_open_fd(&c, fd, "test");
+
+	if (r == 0) {
+		*ret_pages = walk(&c);
+		memory_free(c.index_bytes);
+	}
+	return r;
+}
+
+static void put(uint64_t at, const void *bytes, size_t n)
+{
+	assert_int_equal(pwrite(fd, bytes, n, (off_t)at), n);
+}
+
+/* Puts the good index there but for n bytes, with hashes that are right. */
+static int try_index(uint64_t at, const void *bytes, size_t n, unsigned *ret_pages)
+{
+	struct container_header header = good_header;
+	uint8_t *index = good + header.index_offset, old[8];
+	int r;
+
+	memcpy(old, index + at, n);
+	memcpy(index + at, bytes, n);
+	header.index_hash = hash_64(index, header.index_bytes);
+	header.header_hash = hash_64(&header, offsetof(struct container_header, header_hash));
+	put(0, &header, sizeof(header));
+	put(header.index_offset, index, header.index_bytes);
+	r = try_open(ret_pages);
+	memcpy(index + at, old, n);
+	put(0, &good_header, sizeof(good_header));
+	put(header.index_offset, index, header.index_bytes);
+	return r;
+}
+
+static void test_good(void **state)
+{
+	unsigned n_pages = 0;
+
+	assert_int_equal(try_open(&n_pages), 0);
+	assert_int_equal(n_pages, 2 + 1 + 3);
+}
+
+/* Without new hashes every changed byte of header and index is refused. */
+static void test_damaged(void **state)
+{
+	for (size_t at = 0; at < good_bytes; at++) {
+		uint8_t byte = good[at] ^ 0x10;
+		unsigned n_pages;
+
+		if (at >= sizeof(good_header) && at < good_header.index_offset)
+			continue;
+		put(at, &byte, 1);
+		assert_int_not_equal(try_open(&n_pages), 0);
+		put(at, &good[at], 1);
+	}
+}
+
+/* Right hashes over wrong bytes: each byte, and each aligned word at its limits. */
+static void test_hostile(void **state)
+{
+	static const uint64_t limits[] = {0, 1, 63, 4096, INT32_MAX, UINT32_MAX, 1ULL << 32,
+					  INT64_MAX, 1ULL << 63, UINT64_MAX - 7, UINT64_MAX};
+	unsigned n_refused = 0, n_pages;
+
+	for (uint64_t at = 0; at < good_header.index_bytes; at++) {
+		for (unsigned bit = 0; bit < 8; bit += 7) {
+			uint8_t byte = good[good_header.index_offset + at] ^ (uint8_t)(1U << bit);
+
+			n_refused += try_index(at, &byte, 1, &n_pages) != 0;
+		}
+	}
+	for (uint64_t at = 0; at + 8 <= good_header.index_bytes; at += 8) {
+		for (size_t i = 0; i < sizeof(limits) / sizeof(limits[0]); i++)
+			n_refused += try_index(at, &limits[i], 8, &n_pages) != 0;
+	}
+	assert_true(n_refused > good_header.index_bytes);
+}
+
+static void test_truncated(void **state)
+{
+	unsigned n_pages;
+
+	for (size_t n = 0; n < good_bytes; n += 61) {
+		assert_int_equal(ftruncate(fd, (off_t)n), 0);
+		assert_int_equal(try_open(&n_pages), INDEX_E_CORRUPT);
+	}
+	assert_int_equal(ftruncate(fd, 0), 0);
+	put(0, good, good_bytes);
+	assert_int_equal(try_open(&n_pages), 0);
+}
+
+static void test_not_a_file(void **state)
+{
+	char path[64];
+	struct container c;
+
+	snprintf(path, sizeof(path), "/tmp/dcmem-fifo-%d", (int)getpid());
+	assert_int_equal(mkfifo(path, 0600), 0);
+	assert_true(container_open(&c, path) < 0);
+	unlink(path);
+	assert_true(container_open(&c, "/tmp") < 0);
+	assert_true(container_open(&c, "/dev/zero") < 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_good),	  cmocka_unit_test(test_damaged),
+		cmocka_unit_test(test_hostile),	  cmocka_unit_test(test_truncated),
+		cmocka_unit_test(test_not_a_file),
+	};
+
+	return cmocka_run_group_tests(tests, setup, teardown);
+}
