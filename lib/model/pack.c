@@ -14,7 +14,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -75,7 +74,7 @@ static void pipeline_fail(struct pipeline *pipeline, int result)
 
 static int check_cancel(const struct pack_options *options)
 {
-	return options->cancel && *options->cancel ? message_set(-EINTR, "stopped by a signal") : 0;
+	return options->cancel && atomic_load(options->cancel) ? message_set(-EINTR, "stopped by a signal") : 0;
 }
 
 /* --- the reader --- */

@@ -6,7 +6,8 @@
 #ifndef DCMEM_PACK_H
 #define DCMEM_PACK_H
 
-#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define PACK_PAGE_BYTES (256U << 10) /* untuned */
@@ -20,7 +21,7 @@ enum pack_codec {
 struct pack_options {
 	unsigned n_jobs; /* encoding threads, at least 1 */
 	enum pack_codec codec;
-	const volatile sig_atomic_t *cancel; /* not NULL and set: stop with -EINTR */
+	const atomic_bool *cancel; /* not NULL and true: stop with -EINTR */
 	void (*progress)(void *data, uint64_t done_bytes, uint64_t total_bytes);
 	void *data;
 };

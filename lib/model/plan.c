@@ -51,7 +51,7 @@ int plan_read_page(const struct plan *plan, const struct plan_tensor *tensor, ui
 
 static bool is_cancelled(const struct plan *plan)
 {
-	return plan->options->cancel && *plan->options->cancel;
+	return plan->options->cancel && atomic_load(plan->options->cancel);
 }
 
 /* --- tensors in parallel --- */

@@ -6,6 +6,7 @@
 #include <getopt.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,11 +20,12 @@
 #include "table.h"
 #include "verb.h"
 
-static volatile sig_atomic_t stopped;
+/* Any thread may run the handler; lock-free atomics are safe in it. */
+static atomic_bool stopped;
 
 static void stop(int signal_number)
 {
-	stopped = 1;
+	atomic_store(&stopped, true);
 }
 
 static int help(void)

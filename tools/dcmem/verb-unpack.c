@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -25,11 +26,12 @@
 #include "table.h"
 #include "verb.h"
 
-static volatile sig_atomic_t stopped;
+/* Any thread may run the handler; lock-free atomics are safe in it. */
+static atomic_bool stopped;
 
 static void stop(int signal_number)
 {
-	stopped = 1;
+	atomic_store(&stopped, true);
 }
 
 struct unpack {
@@ -56,7 +58,7 @@ static int help(void)
 static int write_bytes(void *data, const void *bytes, size_t n_bytes, uint64_t offset)
 {
 	struct unpack *unpack = data;
-	int r = stopped ? message_set(-EINTR, "stopped by a signal") :
+	int r = atomic_load(&stopped) ? message_set(-EINTR, "stopped by a signal") :
 			  io_write_at(unpack->fd, bytes, n_bytes, offset);
 
 	if (r)
