@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -271,6 +272,10 @@ static void test_fdpass_too_many(void **state)
 	unsigned n_fds, before;
 	size_t n_bytes;
 
+	/* qemu-user drops the MSG_CTRUNC of the kernel (linux-user/syscall.c overwrites the flag
+	 * that it just set), so nothing under it can see a cut-off list. */
+	if (getenv("MESON_EXE_WRAPPER"))
+		skip();
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair), 0);
 	before = count_fds();
 	for (unsigned i = 0; i < 9; i++)
