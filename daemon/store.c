@@ -152,7 +152,8 @@ static int model_publish(struct model *model)
 		TAILQ_INIT(&model->windows[i]);
 	model->loaded = model->load.loaded;
 	model->load.loaded = (struct loaded_model){.index = REGION_NONE, .placement = REGION_NONE};
-	model->chunk_bytes = min_u64(store->config.chunk_bytes, align_up(arena, HUGEPAGE_BYTES));
+	model->chunk_bytes =
+		min_u64(store->config.chunk_bytes, align_up(arena / 8, HUGEPAGE_BYTES));
 	set_charges(model, BUDGET_COMPRESSED, BUDGET_INDEX);
 	placement_heartbeat(&model->loaded.placement, clock_now_ns());
 	model->loading = false;
