@@ -9,7 +9,7 @@
 
 enum cpu_path {
 	CPU_PORTABLE,
-	CPU_AVX2,   /* with BMI1, BMI2, FMA and F16C */
+	CPU_AVX2,   /* with BMI1, BMI2, LZCNT, FMA and F16C */
 	CPU_AVX512, /* with F, BW, VL, DQ, VBMI and VBMI2, beside all of AVX2 */
 	CPU_N_PATHS,
 };

@@ -12,7 +12,9 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
+#include "base/cpu.h"
 #include "base/memory.h"
+#include "codec/pair.h"
 #include "codec/planes.h"
 #include "dcmem/container.h"
 #include "dcmem/dcmem.h"
@@ -24,6 +26,8 @@ struct codec_context {
 	ZSTD_DCtx *decoder;
 	ZSTD_CCtx *encoder;
 	uint8_t *planes; /* CONTAINER_MAX_PAGE_BYTES */
+	struct pair_decoder *pair_decoder;
+	struct pair_encoder *pair_encoder;
 };
 
 static const char *const codec_names[] = {
@@ -32,6 +36,9 @@ static const char *const codec_names[] = {
 	[CODEC_ZSTD_PLANES_16] = "zstd-planes16",
 	[CODEC_ZSTD_PLANES_32] = "zstd-planes32",
 	[CODEC_ZSTD_PLANES_8] = "zstd-planes8",
+	[CODEC_PAIR_8] = "pair8",
+	[CODEC_PAIR_16] = "pair16",
+	[CODEC_PAIR_32] = "pair32",
 };
 #define N_CODECS (sizeof(codec_names) / sizeof(codec_names[0]))
 
@@ -52,6 +59,8 @@ struct codec_context *codec_context_free(struct codec_context *context)
 	(void)ZSTD_freeDCtx(context->decoder);
 	(void)ZSTD_freeCCtx(context->encoder);
 	memory_free(context->planes);
+	memory_free(context->pair_decoder);
+	pair_encoder_free(context->pair_encoder);
 	return memory_free(context);
 }
 
@@ -68,7 +77,8 @@ struct codec_context *codec_context_new(void)
 		return NULL;
 	context->decoder = ZSTD_createDCtx();
 	context->planes = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
-	if (!context->decoder || !context->planes)
+	context->pair_decoder = memory_alloc(sizeof(*context->pair_decoder));
+	if (!context->decoder || !context->planes || !context->pair_decoder)
 		return NULL;
 	return TAKE(context);
 }
@@ -80,7 +90,8 @@ struct codec_context *codec_context_new_encoder(void)
 	if (!context)
 		return NULL;
 	context->encoder = ZSTD_createCCtx();
-	if (!context->encoder)
+	context->pair_encoder = pair_encoder_new();
+	if (!context->encoder || !context->pair_encoder)
 		return NULL;
 	return TAKE(context);
 }
@@ -200,6 +211,11 @@ static int planes_encode(struct codec_context *context, const struct planes *pla
 	return 0;
 }
 
+static unsigned pair_element_bytes(uint32_t id)
+{
+	return id == CODEC_PAIR_8 ? 1 : id == CODEC_PAIR_16 ? 2 : 4;
+}
+
 int codec_decode(struct codec_context *context, uint32_t id, const void *src, size_t src_bytes,
 		 void *dst, size_t dst_bytes)
 {
@@ -215,6 +231,11 @@ int codec_decode(struct codec_context *context, uint32_t id, const void *src, si
 		return 0;
 	case CODEC_ZSTD:
 		return zstd_decode(context->decoder, src, src_bytes, dst, dst_bytes);
+	case CODEC_PAIR_8:
+	case CODEC_PAIR_16:
+	case CODEC_PAIR_32:
+		return pair_decode(context->pair_decoder, cpu_path(), pair_element_bytes(id), src,
+				   src_bytes, dst, dst_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
 	}
@@ -239,6 +260,11 @@ int codec_encode(struct codec_context *context, uint32_t id, int effort, const v
 	case CODEC_ZSTD:
 		return zstd_encode(context->encoder, level, src, src_bytes, dst, dst_capacity,
 				   ret_bytes);
+	case CODEC_PAIR_8:
+	case CODEC_PAIR_16:
+	case CODEC_PAIR_32:
+		return pair_encode(context->pair_encoder, pair_element_bytes(id), src, src_bytes,
+				   dst, dst_capacity, ret_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
 	}
@@ -251,16 +277,20 @@ unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[4])
 	switch (dtype) {
 	case DCMEM_BF16:
 	case DCMEM_F16:
+		ret_ids[n++] = CODEC_PAIR_16;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_16;
 		break;
 	case DCMEM_F32:
+		ret_ids[n++] = CODEC_PAIR_32;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_32;
 		break;
 	case DCMEM_F8_E4M3:
 	case DCMEM_F8_E5M2:
+		ret_ids[n++] = CODEC_PAIR_8;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_8;
 		break;
 	default:
+		ret_ids[n++] = CODEC_PAIR_8;
 		break;
 	}
 	ret_ids[n++] = CODEC_ZSTD;

@@ -17,6 +17,9 @@ enum codec_id {
 	CODEC_ZSTD_PLANES_16 = 2, /* BF16, F16: split into planes, each raw or zstd */
 	CODEC_ZSTD_PLANES_32 = 3, /* F32 */
 	CODEC_ZSTD_PLANES_8 = 4,  /* FP8: exponent nibbles, sign-and-mantissa nibbles */
+	CODEC_PAIR_8 = 5,	  /* bytes, two by two under a prefix code */
+	CODEC_PAIR_16 = 6,	  /* BF16, F16: the exponents so, the rest raw */
+	CODEC_PAIR_32 = 7,	  /* F32 */
 };
 
 enum codec_error {
@@ -46,8 +49,9 @@ int codec_encode(struct codec_context *context, uint32_t id, int effort, const v
 		 size_t src_bytes, void *dst, size_t dst_capacity, size_t *ret_bytes);
 
 /*
- * The codecs worth trying for a dtype, best guess first, CODEC_RAW last: at most 4 written to
- * ret_ids. The packer measures them on sample pages of the tensor and takes the smallest.
+ * The codecs worth trying for a dtype, the fastest to decode first but for CODEC_RAW, which is
+ * last: at most 4 written to ret_ids. The packer measures them on sample pages of the tensor and
+ * takes the first that is close to the smallest.
  */
 unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[4]);
 

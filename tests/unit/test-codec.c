@@ -34,10 +34,20 @@ static void round_trip(struct codec_context *context, uint32_t id, const uint8_t
 {
 	uint8_t *stored = memory_alloc(2 * n + 1024), *back = memory_alloc(n + 1);
 	size_t stored_bytes = 0;
+	int r;
 
 	assert_non_null(stored);
 	assert_non_null(back);
-	assert_int_equal(codec_encode(context, id, 1, page, n, stored, 2 * n + 1024, &stored_bytes), 0);
+	r = codec_encode(context, id, 1, page, n, stored, 2 * n + 1024, &stored_bytes);
+	if (r == CODEC_E_INCOMPRESSIBLE) {
+		/* The pair codecs leave pages below one block of elements to others. */
+		assert_memory_equal(codec_name(id), "pair", 4);
+		assert_true(n < 1024);
+		memory_free(stored);
+		memory_free(back);
+		return;
+	}
+	assert_int_equal(r, 0);
 	back[n] = 0xa5;
 	assert_int_equal(codec_decode(context, id, stored, stored_bytes, back, n), 0);
 	assert_memory_equal(page, back, n);
@@ -70,7 +80,7 @@ static void test_round_trip(void **state)
 static void test_damage(void **state)
 {
 	struct codec_context *context = codec_context_new_encoder();
-	uint8_t page[512], stored[1024], back[512];
+	static uint8_t page[2048], stored[4096], back[2048];
 
 	(void)state;
 	for (uint32_t id = 1; codec_is_valid(id); id++) {

@@ -1,0 +1,564 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Chooses classes from the histogram of bytes, the pair code from the histogram of pairs, and
+ * writes the lanes. One thread an encoder; nothing allocated after _new. The choices use integers
+ * alone, so that every machine writes the same bytes.
+ */
+#include "codec/pair.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/memory.h"
+#include "codec/codec.h"
+#include "codec/pair-lanes.h"
+#include "dcmem/container.h"
+
+#define LANE_CAPACITY (CONTAINER_MAX_PAGE_BYTES / PAIR_LANES / 2 * PAIR_CODE_BITS / 8 + 16)
+#define N_PAIRS	      1024U
+#define RARE_PAIR     (N_PAIRS - 1) /* as PAIR_RARE twice */
+#define COST_UNIT     256U	    /* of a bit */
+
+/* How bytes become classes. */
+struct classes {
+	uint32_t offset_bits, shift, n; /* n without the escape */
+	uint8_t bitmap[32];
+	uint8_t of_byte[256]; /* class, PAIR_ESCAPE where none */
+	uint32_t n_escapes;
+	uint64_t cost; /* estimate for the page, in 1 / COST_UNIT bits */
+};
+
+struct pair_encoder {
+	uint8_t *high;	 /* CONTAINER_MAX_PAGE_BYTES: the coded bytes of wider elements */
+	uint16_t *pairs; /* CONTAINER_MAX_PAGE_BYTES / 2: classes, first | second << 5 */
+	uint8_t *lanes;	 /* PAIR_LANES of LANE_CAPACITY */
+	uint32_t count[4][N_PAIRS];
+	uint8_t length[N_PAIRS]; /* 0: rare */
+	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 */
+	uint32_t n_rare;
+};
+
+struct pair_encoder *pair_encoder_free(struct pair_encoder *encoder)
+{
+	if (!encoder)
+		return NULL;
+	memory_free(encoder->high);
+	memory_free(encoder->pairs);
+	memory_free(encoder->lanes);
+	return memory_free(encoder);
+}
+
+struct pair_encoder *pair_encoder_new(void)
+{
+	struct pair_encoder *encoder = memory_zalloc(sizeof(*encoder));
+
+	if (!encoder)
+		return NULL;
+	encoder->high = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
+	encoder->pairs = memory_array(CONTAINER_MAX_PAGE_BYTES / 2, sizeof(*encoder->pairs));
+	encoder->lanes = memory_alloc((size_t)PAIR_LANES * LANE_CAPACITY);
+	if (!encoder->high || !encoder->pairs || !encoder->lanes)
+		return pair_encoder_free(encoder);
+	return encoder;
+}
+
+/* COST_UNIT * log2(n), rounded down, by squaring: no floating point, so the same everywhere. */
+static uint32_t log2_units(uint32_t n)
+{
+	uint32_t whole = 31U - (uint32_t)__builtin_clz(n), units = 0;
+	uint64_t x = ((uint64_t)n << 31) >> whole; /* 1.0 is 2^31 */
+
+	for (uint32_t bit = COST_UNIT / 2; bit; bit >>= 1) {
+		x = (x * x) >> 31;
+		if (x >> 32) {
+			x >>= 1;
+			units += bit;
+		}
+	}
+	return whole * COST_UNIT + units;
+}
+
+static void count_bytes(const uint8_t *bytes, size_t n, uint32_t ret_count[256])
+{
+	uint32_t count[4][256] = {0};
+
+	for (size_t i = 0; i < n; i += 8) {
+		uint64_t word = pair_load64(bytes + i);
+
+		for (unsigned j = 0; j < 8; j++)
+			count[j & 3][word >> (8 * j) & 0xff]++;
+	}
+	for (unsigned i = 0; i < 256; i++)
+		ret_count[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
+}
+
+/* Takes the blocks that are counted most, 30 at most, and estimates what they cost. */
+static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offset_bits,
+			   uint32_t shift, struct classes *ret_classes)
+{
+	struct classes *c = ret_classes;
+	uint32_t n_blocks = 256U >> offset_bits, block_count[256] = {0}, left[256], n_kept = 0;
+	uint64_t inside = 0;
+
+	*c = (struct classes){.offset_bits = offset_bits, .shift = shift};
+	for (uint32_t value = 0; value < 256; value++)
+		block_count[((value - shift) & 0xff) >> offset_bits] += count[value];
+	memcpy(left, block_count, sizeof(left));
+	for (uint32_t i = 0; i < PAIR_MAX_CLASSES; i++) {
+		uint32_t best = 0;
+
+		for (uint32_t block = 1; block < n_blocks; block++)
+			best = left[block] > left[best] ? block : best;
+		if (left[best] == 0)
+			break;
+		c->bitmap[best >> 3] |= (uint8_t)(1U << (best & 7));
+		inside += left[best];
+		c->cost += (uint64_t)left[best] * (log2_units(n) - log2_units(left[best]));
+		left[best] = 0;
+		n_kept++;
+	}
+	c->n = n_kept;
+	c->n_escapes = n - (uint32_t)inside;
+	if (c->n_escapes)
+		c->cost += (uint64_t)c->n_escapes *
+			   (log2_units(n) - log2_units(c->n_escapes) + 8 * COST_UNIT);
+	c->cost += (uint64_t)n * offset_bits * COST_UNIT;
+	/* The code's table: about two bits a pair, and half of the pairs have a codeword. */
+	c->cost += (uint64_t)n_kept * n_kept * COST_UNIT;
+	memset(c->of_byte, PAIR_ESCAPE, sizeof(c->of_byte));
+	for (uint32_t block = 0, class = 0; block < n_blocks; block++) {
+		if (!(c->bitmap[block >> 3] >> (block & 7) & 1))
+			continue;
+		for (uint32_t i = 0; i < 1U << offset_bits; i++)
+			c->of_byte[((block << offset_bits) + i + shift) & 0xff] = (uint8_t)class;
+		class++;
+	}
+}
+
+static void classes_best(const uint32_t count[256], uint32_t n, struct classes *ret_classes)
+{
+	struct classes candidate;
+
+	classes_choose(count, n, 0, 0, ret_classes);
+	for (uint32_t offset_bits = 1; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
+		for (uint32_t shift = 0; shift <= 1U << (offset_bits - 1);
+		     shift += 1U << (offset_bits - 1)) {
+			classes_choose(count, n, offset_bits, shift, &candidate);
+			if (candidate.cost < ret_classes->cost)
+				*ret_classes = candidate;
+		}
+	}
+}
+
+/* The classes of every pair, and how often each pair comes. */
+static void count_pairs(struct pair_encoder *e, const struct classes *classes,
+			const uint8_t *bytes, size_t n)
+{
+	memset(e->count, 0, sizeof(e->count));
+	for (size_t i = 0; i < n; i += 8) {
+		uint64_t word = pair_load64(bytes + i);
+
+		for (unsigned j = 0; j < 4; j++) {
+			uint32_t first = classes->of_byte[word >> (16 * j) & 0xff];
+			uint32_t second = classes->of_byte[word >> (16 * j + 8) & 0xff];
+			uint32_t pair = first | second << 5;
+
+			e->pairs[i / 2 + j] = (uint16_t)pair;
+			e->count[j][pair]++;
+		}
+	}
+	for (unsigned pair = 0; pair < N_PAIRS; pair++)
+		e->count[0][pair] += e->count[1][pair] + e->count[2][pair] + e->count[3][pair];
+}
+
+/* Counts with ids, sorted up: by count, then id. */
+static void sort_up(uint32_t *keys, uint32_t *other, uint32_t n)
+{
+	for (unsigned shift = 8; shift < 32; shift += 8) {
+		uint32_t at[257] = {0};
+		uint32_t *swap = keys;
+
+		for (uint32_t i = 0; i < n; i++)
+			at[(keys[i] >> shift & 0xff) + 1]++;
+		for (unsigned i = 1; i < 257; i++)
+			at[i] += at[i - 1];
+		for (uint32_t i = 0; i < n; i++)
+			other[at[keys[i] >> shift & 0xff]++] = keys[i];
+		keys = other;
+		other = swap;
+	}
+	/* Three passes: the result lies in the array that was `other` at first. */
+}
+
+/*
+ * Huffman's code for n keys sorted up: ret_length of each, unlimited. Two queues: leaves in order,
+ * inner nodes in the order of their making; a parent comes after its children.
+ */
+static void huffman_lengths(const uint32_t *keys, uint32_t n, uint8_t *ret_length)
+{
+	uint32_t weight[2 * N_PAIRS], leaf = 0, inner = n, made = n;
+	uint16_t parent[2 * N_PAIRS];
+	uint8_t depth[2 * N_PAIRS];
+
+	for (uint32_t i = 0; i < n; i++)
+		weight[i] = keys[i] >> 10;
+	while (made < 2 * n - 1) {
+		uint32_t sum = 0;
+
+		for (unsigned child = 0; child < 2; child++) {
+			bool is_leaf = leaf < n &&
+				       (inner == made || weight[leaf] <= weight[inner]);
+			uint32_t node = is_leaf ? leaf++ : inner++;
+
+			sum += weight[node];
+			parent[node] = (uint16_t)made;
+		}
+		weight[made++] = sum;
+	}
+	depth[made - 1] = 0;
+	for (uint32_t node = made - 1; node-- > 0;) {
+		uint32_t d = depth[parent[node]] + 1U;
+
+		depth[node] = d < 255 ? (uint8_t)d : 255;
+	}
+	memcpy(ret_length, depth, n);
+}
+
+/*
+ * Cuts lengths at PAIR_CODE_BITS and makes the code complete again: while it asks for too much, the
+ * codeword that costs least to lengthen goes first; what is then left over goes to the commonest.
+ */
+static void limit_lengths(const uint32_t *keys, uint32_t n, uint8_t *length)
+{
+	uint32_t first[PAIR_CODE_BITS + 1], used = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		length[i] = length[i] < PAIR_CODE_BITS ? length[i] : PAIR_CODE_BITS;
+		used += 1U << (PAIR_CODE_BITS - length[i]);
+	}
+	/* Sorted up, so lengths fall: those of l bits stand from first[l] to first[l - 1]. */
+	for (uint32_t l = PAIR_CODE_BITS + 1, i = 0; l-- > 0;) {
+		while (i < n && length[i] > l)
+			i++;
+		first[l] = i;
+	}
+	while (used > PAIR_TABLE) {
+		uint32_t best = 0;
+		uint64_t best_price = UINT64_MAX;
+
+		for (uint32_t l = 1; l < PAIR_CODE_BITS; l++) {
+			uint32_t i = first[l], saved = 1U << (PAIR_CODE_BITS - l - 1);
+			uint64_t price;
+
+			if (i == first[l - 1])
+				continue;
+			if (saved > used - PAIR_TABLE)
+				saved = used - PAIR_TABLE;
+			price = (((uint64_t)(keys[i] >> 10) + 1) << 16) / saved;
+			if (price < best_price) {
+				best_price = price;
+				best = l;
+			}
+		}
+		length[first[best]++]++;
+		used -= 1U << (PAIR_CODE_BITS - best - 1);
+	}
+	while (used < PAIR_TABLE) {
+		uint32_t best = 0, cost;
+
+		for (uint32_t l = 2; l <= PAIR_CODE_BITS; l++) {
+			cost = 1U << (PAIR_CODE_BITS - l);
+			if (first[l] == first[l - 1] || cost > PAIR_TABLE - used)
+				continue;
+			if (!best || (uint64_t)keys[first[l - 1] - 1] << l >
+					     (uint64_t)keys[first[best - 1] - 1] << best)
+				best = l;
+		}
+		length[--first[best - 1]]--;
+		used += 1U << (PAIR_CODE_BITS - best);
+	}
+}
+
+/* Codeword lengths for all pairs worth one; the others are rare. */
+static void code_choose(struct pair_encoder *e, uint32_t n_pairs)
+{
+	uint32_t keys[N_PAIRS], sorted[N_PAIRS], n = 0;
+	uint32_t least = n_pairs / PAIR_TABLE / 2 + 1;
+	uint8_t length[N_PAIRS];
+
+	e->n_rare = 0;
+	memset(e->length, 0, sizeof(e->length));
+	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
+		if (e->count[0][pair] >= least)
+			keys[n++] = e->count[0][pair] << 10 | pair;
+		else
+			e->n_rare += e->count[0][pair];
+	}
+	/* A complete code has two codewords at least: with one pair alone, rare is the second. */
+	if (e->n_rare || n < 2)
+		keys[n++] = e->n_rare << 10 | RARE_PAIR;
+	sort_up(keys, sorted, n);
+	huffman_lengths(sorted, n, length);
+	limit_lengths(sorted, n, length);
+	for (uint32_t i = 0; i < n; i++)
+		e->length[sorted[i] & (N_PAIRS - 1)] = length[i];
+}
+
+/* Gives the canonical codewords in the order in which pair.c reads the matrix. */
+static void code_assign(struct pair_encoder *e)
+{
+	uint32_t next[PAIR_CODE_BITS + 1], n_of[PAIR_CODE_BITS + 1] = {0}, code = 0;
+
+	for (uint32_t pair = 0; pair < N_PAIRS; pair++)
+		n_of[e->length[pair]]++;
+	for (uint32_t l = 1; l <= PAIR_CODE_BITS; l++) {
+		code <<= 1;
+		next[l] = code;
+		code += n_of[l];
+	}
+	for (uint32_t cell = 0; cell < N_PAIRS; cell++) {
+		uint32_t pair = cell >> 5 | (cell & 31) << 5, l = e->length[pair], turned = 0;
+
+		if (l == 0)
+			continue;
+		for (uint32_t bit = 0; bit < l; bit++)
+			turned |= (next[l] >> bit & 1) << (l - 1 - bit);
+		next[l]++;
+		e->code[pair] = turned | l << 16;
+	}
+	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
+		if (e->length[pair] == 0)
+			e->code[pair] = e->code[RARE_PAIR];
+	}
+}
+
+/* Appends fields, lowest bit first. */
+struct writer {
+	uint8_t *dst;
+	size_t capacity, at; /* bytes */
+	uint64_t word;
+	unsigned n_bits;
+	bool is_full;
+};
+
+static void writer_put(struct writer *w, uint32_t value, unsigned n)
+{
+	w->word |= (uint64_t)value << w->n_bits;
+	w->n_bits += n;
+	while (w->n_bits >= 8) {
+		if (w->at == w->capacity) {
+			w->is_full = true;
+			w->n_bits = 0;
+			return;
+		}
+		w->dst[w->at++] = (uint8_t)w->word;
+		w->word >>= 8;
+		w->n_bits -= 8;
+	}
+}
+
+static void writer_align(struct writer *w)
+{
+	writer_put(w, 0, -w->n_bits & 7);
+}
+
+static void writer_bytes(struct writer *w, const void *bytes, size_t n)
+{
+	if (n > w->capacity - w->at) {
+		w->is_full = true;
+		return;
+	}
+	memcpy(w->dst + w->at, bytes, n);
+	w->at += n;
+}
+
+static void write_code(struct writer *w, const struct pair_encoder *e, uint32_t n_classes,
+		       bool has_escapes)
+{
+	uint32_t n_rows = n_classes + has_escapes;
+
+	for (uint32_t row = 0; row < n_rows; row++) {
+		uint32_t first = n_rows, end = 0, last_length = 0;
+		uint8_t lengths[32];
+
+		for (uint32_t i = 0; i < n_rows; i++) {
+			uint32_t a = row < n_classes ? row : PAIR_ESCAPE;
+			uint32_t b = i < n_classes ? i : PAIR_ESCAPE;
+
+			lengths[i] = e->length[a | b << 5];
+			if (lengths[i]) {
+				first = first < i ? first : i;
+				end = i + 1;
+			}
+		}
+		if (end == 0)
+			first = 0;
+		writer_put(w, first, 5);
+		writer_put(w, end - first, 5);
+		for (uint32_t i = first; i < end; i++) {
+			uint32_t step = lengths[i] - last_length;
+
+			if (i > first) {
+				uint32_t how = step == 0 ? 0 : step == 1 ? 1 : step == ~0U ? 2 : 3;
+
+				writer_put(w, how, 2);
+				if (how != 3) {
+					last_length = lengths[i];
+					continue;
+				}
+			}
+			writer_put(w, lengths[i], 4);
+			last_length = lengths[i] ? lengths[i] : last_length;
+		}
+	}
+	writer_put(w, e->length[RARE_PAIR], 4);
+	writer_align(w);
+}
+
+/* All codewords, four steps of every lane at a time, as they are read. */
+static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_bytes[PAIR_LANES])
+{
+	uint64_t word[PAIR_LANES] = {0};
+	uint32_t n_bits[PAIR_LANES] = {0}, at[PAIR_LANES] = {0};
+
+	for (size_t block = 0; block < n_pairs; block += (size_t)PAIR_BLOCK_STEPS * PAIR_LANES) {
+		for (unsigned lane = 0; lane < PAIR_LANES; lane++) {
+			const uint16_t *pairs = e->pairs + block + lane;
+			uint8_t *out = e->lanes + (size_t)lane * LANE_CAPACITY + at[lane];
+			uint64_t bits = word[lane];
+			uint32_t n = n_bits[lane];
+
+			for (unsigned step = 0; step < PAIR_BLOCK_STEPS; step++) {
+				uint32_t code = e->code[pairs[step * PAIR_LANES]];
+
+				bits |= (uint64_t)(code & 0xffff) << n;
+				n += code >> 16;
+			}
+			for (unsigned i = 0; i < 8; i++)
+				out[i] = (uint8_t)(bits >> (8 * i));
+			at[lane] += n >> 3;
+			word[lane] = bits >> (n & ~7U);
+			n_bits[lane] = n & 7;
+		}
+	}
+	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
+		ret_bytes[lane] = at[lane] + (n_bits[lane] > 0);
+}
+
+static void write_offsets(struct writer *w, const struct classes *classes, const uint8_t *bytes,
+			  size_t n)
+{
+	uint8_t row[8 * PAIR_MAX_OFFSET];
+	uint32_t mask = (1U << classes->offset_bits) - 1;
+
+	for (size_t i = 0; i < n; i += PAIR_ROW) {
+		uint8_t *part = row;
+		unsigned at = 0;
+
+		memset(row, 0, sizeof(row));
+		for (unsigned bits = 4; bits; bits >>= 1) {
+			if (!(classes->offset_bits & bits))
+				continue;
+			for (unsigned j = 0; j < PAIR_ROW; j++) {
+				uint32_t v = (bytes[i + j] - classes->shift) & mask;
+
+				part[j % (8 * bits)] |=
+					(uint8_t)((v >> at & ((1U << bits) - 1)) << j / (8 * bits) * bits);
+			}
+			part += 8 * bits;
+			at += bits;
+		}
+		writer_bytes(w, row, (size_t)8 * classes->offset_bits);
+	}
+}
+
+static void write_patches(struct writer *w, const struct pair_encoder *e, uint32_t n_escapes,
+			  const uint8_t *bytes, size_t n)
+{
+	for (size_t i = 0; e->n_rare && i < n / 2; i++) {
+		if (e->length[e->pairs[i]] == 0)
+			writer_put(w, e->pairs[i], 10);
+	}
+	writer_align(w);
+	for (size_t i = 0; n_escapes && i < n / 2; i++) {
+		if ((e->pairs[i] & 31) == PAIR_ESCAPE)
+			writer_put(w, bytes[2 * i], 8);
+		if (e->pairs[i] >> 5 == PAIR_ESCAPE)
+			writer_put(w, bytes[2 * i + 1], 8);
+	}
+}
+
+/* Elements rotated left by one bit: the high bytes to be coded, the others as they come. */
+static void split_high(const uint8_t *src, size_t n, unsigned element_bytes, uint8_t *high)
+{
+	unsigned top = element_bytes - 1;
+
+	for (size_t i = 0; i < n; i++) {
+		const uint8_t *element = src + i * element_bytes;
+
+		high[i] = (uint8_t)(element[top] << 1 | element[top - 1] >> 7);
+	}
+}
+
+static void write_low(struct writer *w, const uint8_t *src, size_t n, unsigned element_bytes)
+{
+	for (unsigned plane = element_bytes - 1; plane-- > 0;) {
+		uint8_t *out = w->dst + w->at;
+
+		if (n > w->capacity - w->at) {
+			w->is_full = true;
+			return;
+		}
+		for (size_t i = 0; i < n; i++) {
+			const uint8_t *element = src + i * element_bytes;
+			uint8_t below = plane ? element[plane - 1] : element[element_bytes - 1];
+
+			out[i] = (uint8_t)(element[plane] << 1 | below >> 7);
+		}
+		w->at += n;
+	}
+}
+
+int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *src, size_t src_bytes,
+		 uint8_t *dst, size_t dst_capacity, size_t *ret_bytes)
+{
+	size_t n = src_bytes / element_bytes / PAIR_BLOCK * PAIR_BLOCK;
+	struct writer w = {.dst = dst, .capacity = dst_capacity};
+	uint32_t count[256], lane_bytes[PAIR_LANES];
+	const uint8_t *bytes = src;
+	struct classes classes;
+
+	if (n == 0 || src_bytes > CONTAINER_MAX_PAGE_BYTES)
+		return CODEC_E_INCOMPRESSIBLE;
+	if (element_bytes > 1) {
+		split_high(src, n, element_bytes, e->high);
+		bytes = e->high;
+	}
+	count_bytes(bytes, n, count);
+	classes_best(count, (uint32_t)n, &classes);
+	count_pairs(e, &classes, bytes, n);
+	code_choose(e, (uint32_t)(n / 2));
+	code_assign(e);
+
+	writer_put(&w, classes.offset_bits, 8);
+	writer_put(&w, classes.shift, 8);
+	writer_put(&w, e->n_rare, 32);
+	writer_put(&w, classes.n_escapes, 32);
+	writer_bytes(&w, classes.bitmap, 32U >> classes.offset_bits);
+	write_code(&w, e, classes.n, classes.n_escapes > 0);
+	write_lanes(e, n / 2, lane_bytes);
+	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
+		writer_put(&w, lane_bytes[lane], 16);
+	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
+		writer_bytes(&w, e->lanes + (size_t)lane * LANE_CAPACITY, lane_bytes[lane]);
+	if (element_bytes > 1)
+		write_low(&w, src, n, element_bytes);
+	if (classes.offset_bits)
+		write_offsets(&w, &classes, bytes, n);
+	write_patches(&w, e, classes.n_escapes, bytes, n);
+	writer_bytes(&w, src + n * element_bytes, src_bytes - n * element_bytes);
+	if (w.is_full)
+		return CODEC_E_INCOMPRESSIBLE;
+	*ret_bytes = w.at;
+	return 0;
+}
