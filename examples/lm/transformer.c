@@ -172,9 +172,6 @@ static void norm_close(struct norm *norm)
 
 struct transformer *transformer_free(struct transformer *t)
 {
-	float **buffers[] = {&t->x,    &t->normed, &t->q,  &t->k,      &t->v,
-			     &t->attended, &t->gate,   &t->up, &t->logits, &t->scores};
-
 	if (!t)
 		return NULL;
 	for (uint32_t i = 0; t->layers && i < t->config.n_layers; i++) {
@@ -194,8 +191,16 @@ struct transformer *transformer_free(struct transformer *t)
 	matrix_close(t->engine, &t->positions);
 	matrix_close(t->engine, &t->output);
 	norm_close(&t->final_norm);
-	for (size_t i = 0; i < sizeof(buffers) / sizeof(buffers[0]); i++)
-		array_free(*buffers[i]);
+	array_free(t->x);
+	array_free(t->normed);
+	array_free(t->q);
+	array_free(t->k);
+	array_free(t->v);
+	array_free(t->attended);
+	array_free(t->gate);
+	array_free(t->up);
+	array_free(t->logits);
+	array_free(t->scores);
 	return array_free(t);
 }
 

@@ -125,7 +125,9 @@ int weights_open_dcmem(const char *model, struct weights **ret_weights)
 	r = dcmem_open(model, NULL, &weights->model);
 	if (r != 0) {
 		array_free(weights);
-		return outcome(r, model);
+		/* The library's sentence names the model already. */
+		return *dcmem_error() ? error_set(r < 0 ? r : -EIO, "%s", dcmem_error())
+				      : outcome(r, model);
 	}
 	*ret_weights = &weights->head;
 	return 0;
