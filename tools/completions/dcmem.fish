@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+# fish completion of dcmem(1). tests/documented.py compares it with `dcmem --help`.
+
+complete -c dcmem -f
+complete -c dcmem -n __fish_use_subcommand -l help -d 'explain the verbs'
+complete -c dcmem -n __fish_use_subcommand -l version -d 'tell the version'
+
+set -l verb __fish_use_subcommand
+complete -c dcmem -n $verb -a pack -d 'compress a model directory or safetensors file into a container'
+complete -c dcmem -n $verb -a unpack -d 'restore the files that a container was packed from'
+complete -c dcmem -n $verb -a verify -d 'check every byte of a container against its hashes'
+complete -c dcmem -n $verb -a ls -d 'list tensors, codecs, ratios and files'
+complete -c dcmem -n $verb -a load -d 'load a container into the daemon'
+complete -c dcmem -n $verb -a unload -d 'let the daemon drop a model'
+complete -c dcmem -n $verb -a status -d 'what the kernel gave the daemon'
+complete -c dcmem -n $verb -a stats -d 'memory, decodes and models of the daemon'
+complete -c dcmem -n $verb -a cat -d 'one tensor to standard output or a .npy file'
+
+set -l in '__fish_seen_subcommand_from'
+complete -c dcmem -n "$in pack unpack verify ls load cat" -F
+complete -c dcmem -n "$in pack" -s o -l output -r -F -d 'the container to make'
+complete -c dcmem -n "$in pack" -l jobs -x -d 'encoding threads'
+complete -c dcmem -n "$in pack" -l codec -x -a 'auto raw zstd' -d 'how pages are coded'
+complete -c dcmem -n "$in pack" -l json -d 'one JSON document instead of the table'
+complete -c dcmem -n "$in pack" -l quiet -d 'no table, no progress bar'
+complete -c dcmem -n "$in unpack" -s o -l output -r -F -d 'where to'
+complete -c dcmem -n "$in unpack" -l json -d 'one JSON document instead of a line'
+complete -c dcmem -n "$in unpack" -l quiet -d 'no line, no progress bar'
+complete -c dcmem -n "$in verify" -l against -r -F -d 'compare with this model as well'
+complete -c dcmem -n "$in verify" -l json -d 'one JSON document instead of a line'
+complete -c dcmem -n "$in verify" -l quiet -d 'no line, no progress bar'
+complete -c dcmem -n "$in ls" -l groups -d 'one line for tensors that differ in numbers alone'
+complete -c dcmem -n "$in ls" -l json -d 'one JSON document'
+complete -c dcmem -n "$in ls" -l socket -r -F -d 'path of the socket of dcmemd'
+complete -c dcmem -n "$in load" -l name -x -d 'name of the model'
+complete -c dcmem -n "$in load" -l socket -r -F -d 'path of the socket of dcmemd'
+complete -c dcmem -n "$in unload" -l socket -r -F -d 'path of the socket of dcmemd'
+complete -c dcmem -n "$in status" -l json -d 'what the socket says'
+complete -c dcmem -n "$in status" -l socket -r -F -d 'path of the socket of dcmemd'
+complete -c dcmem -n "$in stats" -l json -d 'what the socket says'
+complete -c dcmem -n "$in stats" -l socket -r -F -d 'path of the socket of dcmemd'
+complete -c dcmem -n "$in cat" -l npy -d 'a .npy file of numpy'
+complete -c dcmem -n "$in cat" -s o -r -F -d 'the file to write'
+complete -c dcmem -n "$in cat" -l dtype -x -a 'f32 f16 bf16' -d 'convert to this type'
+complete -c dcmem -n "$in cat" -l socket -r -F -d 'path of the socket of dcmemd'
