@@ -14,9 +14,11 @@
 #include "codec/pair-lanes.h"
 #include "dcmem/container.h"
 
-#define LANE_CAPACITY (CONTAINER_MAX_PAGE_BYTES / PAIR_LANES / 2 * PAIR_CODE_BITS / 8 + 16)
+#define LANE_STRIDE   PAIR_LANE_STRIDE
 #define N_PAIRS	      1024U
 #define RARE_PAIR     (N_PAIRS - 1) /* as PAIR_RARE twice */
+#define BLOCK_PAIRS   (PAIR_BLOCK / 2)
+#define CODE_PATCHED  (1U << 24) /* rare, or with an escape */
 #define COST_UNIT     256U	    /* of a bit */
 
 /* How bytes become classes. */
@@ -31,10 +33,12 @@ struct classes {
 struct pair_encoder {
 	uint8_t *high;	 /* CONTAINER_MAX_PAGE_BYTES: the coded bytes of wider elements */
 	uint16_t *pairs; /* CONTAINER_MAX_PAGE_BYTES / 2: classes, first | second << 5 */
-	uint8_t *lanes;	 /* PAIR_LANES of LANE_CAPACITY */
+	uint32_t *patched; /* CONTAINER_MAX_PAGE_BYTES / 2: indices of pairs with CODE_PATCHED, + 1 */
+	uint8_t *lanes;	 /* PAIR_LANES of LANE_STRIDE */
 	uint32_t count[4][N_PAIRS];
 	uint8_t length[N_PAIRS]; /* 0: rare */
-	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 */
+	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 | CODE_PATCHED */
+	uint8_t is_patched[CONTAINER_MAX_PAGE_BYTES / PAIR_BLOCK];
 	uint32_t n_rare;
 };
 
@@ -44,6 +48,7 @@ struct pair_encoder *pair_encoder_free(struct pair_encoder *encoder)
 		return NULL;
 	memory_free(encoder->high);
 	memory_free(encoder->pairs);
+	memory_free(encoder->patched);
 	memory_free(encoder->lanes);
 	return memory_free(encoder);
 }
@@ -56,8 +61,9 @@ struct pair_encoder *pair_encoder_new(void)
 		return NULL;
 	encoder->high = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
 	encoder->pairs = memory_array(CONTAINER_MAX_PAGE_BYTES / 2, sizeof(*encoder->pairs));
-	encoder->lanes = memory_alloc((size_t)PAIR_LANES * LANE_CAPACITY);
-	if (!encoder->high || !encoder->pairs || !encoder->lanes)
+	encoder->patched = memory_array(CONTAINER_MAX_PAGE_BYTES / 2 + 1, sizeof(*encoder->patched));
+	encoder->lanes = memory_alloc((size_t)PAIR_LANES * LANE_STRIDE);
+	if (!encoder->high || !encoder->pairs || !encoder->patched || !encoder->lanes)
 		return pair_encoder_free(encoder);
 	return encoder;
 }
@@ -76,6 +82,14 @@ static uint32_t log2_units(uint32_t n)
 		}
 	}
 	return whole * COST_UNIT + units;
+}
+
+static void store_u64(uint8_t *p, uint64_t value)
+{
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+	value = __builtin_bswap64(value);
+#endif
+	memcpy(p, &value, sizeof(value));
 }
 
 static void count_bytes(const uint8_t *bytes, size_t n, uint32_t ret_count[256])
@@ -328,7 +342,9 @@ static void code_assign(struct pair_encoder *e)
 	}
 	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
 		if (e->length[pair] == 0)
-			e->code[pair] = e->code[RARE_PAIR];
+			e->code[pair] = e->code[RARE_PAIR] | CODE_PATCHED;
+		else if ((pair & 31) == PAIR_ESCAPE || pair >> 5 == PAIR_ESCAPE)
+			e->code[pair] |= CODE_PATCHED;
 	}
 }
 
@@ -415,76 +431,113 @@ static void write_code(struct writer *w, const struct pair_encoder *e, uint32_t 
 	writer_align(w);
 }
 
-/* All codewords, four steps of every lane at a time, as they are read. */
+/*
+ * All codewords, four steps of every lane at a time, as they are read. Tells which blocks have
+ * something in the lists of patches: few enough that only those are looked through again.
+ */
 static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_bytes[PAIR_LANES])
 {
 	uint64_t word[PAIR_LANES] = {0};
 	uint32_t n_bits[PAIR_LANES] = {0}, at[PAIR_LANES] = {0};
 
-	for (size_t block = 0; block < n_pairs; block += (size_t)PAIR_BLOCK_STEPS * PAIR_LANES) {
+	for (size_t block = 0; block < n_pairs; block += BLOCK_PAIRS) {
+		uint32_t seen = 0;
+
 		for (unsigned lane = 0; lane < PAIR_LANES; lane++) {
 			const uint16_t *pairs = e->pairs + block + lane;
-			uint8_t *out = e->lanes + (size_t)lane * LANE_CAPACITY + at[lane];
+			uint8_t *out = e->lanes + (size_t)lane * LANE_STRIDE + at[lane];
 			uint64_t bits = word[lane];
 			uint32_t n = n_bits[lane];
 
+#pragma GCC unroll 4
 			for (unsigned step = 0; step < PAIR_BLOCK_STEPS; step++) {
 				uint32_t code = e->code[pairs[step * PAIR_LANES]];
 
+				seen |= code;
 				bits |= (uint64_t)(code & 0xffff) << n;
-				n += code >> 16;
+				n += code >> 16 & 15;
 			}
-			for (unsigned i = 0; i < 8; i++)
-				out[i] = (uint8_t)(bits >> (8 * i));
+			store_u64(out, bits);
 			at[lane] += n >> 3;
 			word[lane] = bits >> (n & ~7U);
 			n_bits[lane] = n & 7;
 		}
+		e->is_patched[block / BLOCK_PAIRS] = seen >> 24;
 	}
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
 		ret_bytes[lane] = at[lane] + (n_bits[lane] > 0);
 }
 
+/* The raw bits of symbols, 64 a row, in parts of 4, 2 and 1 bits: pair.c reads them so. */
 static void write_offsets(struct writer *w, const struct classes *classes, const uint8_t *bytes,
 			  size_t n)
 {
-	uint8_t row[8 * PAIR_MAX_OFFSET];
-	uint32_t mask = (1U << classes->offset_bits) - 1;
+	const uint64_t ones = 0x0101010101010101ULL, high = 0x80 * ones;
+	uint64_t mask = ones * ((1U << classes->offset_bits) - 1), shift = ones * classes->shift;
 
 	for (size_t i = 0; i < n; i += PAIR_ROW) {
-		uint8_t *part = row;
-		unsigned at = 0;
+		uint64_t part4[4] = {0}, part2[2] = {0}, part1 = 0;
+		uint8_t row[8 * 7], *out = row;
 
-		memset(row, 0, sizeof(row));
-		for (unsigned bits = 4; bits; bits >>= 1) {
-			if (!(classes->offset_bits & bits))
-				continue;
-			for (unsigned j = 0; j < PAIR_ROW; j++) {
-				uint32_t v = (bytes[i + j] - classes->shift) & mask;
+		for (unsigned j = 0; j < PAIR_ROW / 8; j++) {
+			uint64_t v = pair_load64(bytes + i + 8 * (size_t)j);
 
-				part[j % (8 * bits)] |=
-					(uint8_t)((v >> at & ((1U << bits) - 1)) << j / (8 * bits) * bits);
+			/* Eight subtractions that do not borrow from each other. */
+			v = (((v | high) - (shift & ~high)) ^ ((v ^ ~shift) & high)) & mask;
+			if (classes->offset_bits & 4) {
+				part4[j & 3] |= (v & 0x0f * ones) << (4 * (j >> 2));
+				v = v >> 4 & 0x0f * ones;
 			}
-			part += 8 * bits;
-			at += bits;
+			if (classes->offset_bits & 2) {
+				part2[j & 1] |= (v & 0x03 * ones) << (2 * (j >> 1));
+				v = v >> 2 & 0x3f * ones;
+			}
+			part1 |= (v & ones) << j;
 		}
+		for (unsigned j = 0; classes->offset_bits & 4 && j < 4; j++, out += 8)
+			store_u64(out, part4[j]);
+		for (unsigned j = 0; classes->offset_bits & 2 && j < 2; j++, out += 8)
+			store_u64(out, part2[j]);
+		store_u64(out, part1);
 		writer_bytes(w, row, (size_t)8 * classes->offset_bits);
 	}
 }
 
-static void write_patches(struct writer *w, const struct pair_encoder *e, uint32_t n_escapes,
-			  const uint8_t *bytes, size_t n)
+/* Where the pairs that need a patch stand. A branch for each would be taken by chance. */
+static uint32_t find_patched(struct pair_encoder *e, size_t n_pairs)
 {
-	for (size_t i = 0; e->n_rare && i < n / 2; i++) {
-		if (e->length[e->pairs[i]] == 0)
-			writer_put(w, e->pairs[i], 10);
+	uint32_t n_found = 0;
+
+	for (size_t block = 0; block < n_pairs; block += BLOCK_PAIRS) {
+		if (!e->is_patched[block / BLOCK_PAIRS])
+			continue;
+		for (size_t i = block; i < block + BLOCK_PAIRS; i++) {
+			e->patched[n_found] = (uint32_t)i;
+			n_found += e->code[e->pairs[i]] >> 24;
+		}
+	}
+	return n_found;
+}
+
+static void write_patches(struct writer *w, struct pair_encoder *e, const uint8_t *bytes,
+			  size_t n_pairs)
+{
+	uint32_t n_patched = find_patched(e, n_pairs);
+
+	for (uint32_t i = 0; i < n_patched; i++) {
+		uint32_t pair = e->pairs[e->patched[i]];
+
+		if (e->length[pair] == 0)
+			writer_put(w, pair, 10);
 	}
 	writer_align(w);
-	for (size_t i = 0; n_escapes && i < n / 2; i++) {
-		if ((e->pairs[i] & 31) == PAIR_ESCAPE)
-			writer_put(w, bytes[2 * i], 8);
-		if (e->pairs[i] >> 5 == PAIR_ESCAPE)
-			writer_put(w, bytes[2 * i + 1], 8);
+	for (uint32_t i = 0; i < n_patched; i++) {
+		uint32_t pair = e->pairs[e->patched[i]];
+
+		for (unsigned j = 0; j < 2; j++) {
+			if ((pair >> (5 * j) & 31) == PAIR_ESCAPE)
+				writer_put(w, bytes[2 * e->patched[i] + j], 8);
+		}
 	}
 }
 
@@ -550,12 +603,12 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
 		writer_put(&w, lane_bytes[lane], 16);
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
-		writer_bytes(&w, e->lanes + (size_t)lane * LANE_CAPACITY, lane_bytes[lane]);
+		writer_bytes(&w, e->lanes + (size_t)lane * LANE_STRIDE, lane_bytes[lane]);
 	if (element_bytes > 1)
 		write_low(&w, src, n, element_bytes);
 	if (classes.offset_bits)
 		write_offsets(&w, &classes, bytes, n);
-	write_patches(&w, e, classes.n_escapes, bytes, n);
+	write_patches(&w, e, bytes, n / 2);
 	writer_bytes(&w, src + n * element_bytes, src_bytes - n * element_bytes);
 	if (w.is_full)
 		return CODEC_E_INCOMPRESSIBLE;
