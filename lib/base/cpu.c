@@ -39,9 +39,18 @@ static enum cpu_path cpu_best(void)
 #endif
 }
 
+static atomic_int decided; /* path + 1, 0 until known */
+
+bool cpu_path_force(enum cpu_path path)
+{
+	if (path > cpu_best())
+		return false;
+	atomic_store_explicit(&decided, (int)path + 1, memory_order_relaxed);
+	return true;
+}
+
 enum cpu_path cpu_path(void)
 {
-	static atomic_int decided; /* path + 1, 0 until known */
 	int path = atomic_load_explicit(&decided, memory_order_relaxed) - 1;
 	const char *wanted;
 

@@ -7,6 +7,8 @@
 #ifndef BASE_CPU_H
 #define BASE_CPU_H
 
+#include <stdbool.h>
+
 enum cpu_path {
 	CPU_PORTABLE,
 	CPU_AVX2,   /* with BMI1, BMI2, LZCNT, FMA and F16C */
@@ -14,8 +16,13 @@ enum cpu_path {
 	CPU_N_PATHS,
 };
 
-/* The best form of this process. Any thread; constant from the first call on. */
+/* The best form of this process. Any thread; constant from the first call on, but for: */
 enum cpu_path cpu_path(void);
+/*
+ * Another form from now on, for what measures forms side by side; false, and nothing changes, if
+ * the CPU lacks it. Call while no other thread runs any.
+ */
+bool cpu_path_force(enum cpu_path path);
 
 const char *cpu_path_name(enum cpu_path path); /* "portable", "avx2", "avx512" */
 

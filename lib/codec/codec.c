@@ -52,6 +52,20 @@ bool codec_is_valid(uint32_t id)
 	return id < N_CODECS;
 }
 
+bool codec_has_paths(uint32_t id)
+{
+	switch (id) {
+	case CODEC_RAW:
+	case CODEC_ZSTD:
+	case CODEC_ZSTD_PLANES_16:
+	case CODEC_ZSTD_PLANES_32:
+	case CODEC_ZSTD_PLANES_8:
+		return false;
+	default:
+		return codec_is_valid(id);
+	}
+}
+
 struct codec_context *codec_context_free(struct codec_context *context)
 {
 	if (!context)

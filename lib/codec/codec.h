@@ -36,6 +36,7 @@ struct codec_context *codec_context_free(struct codec_context *context);
 
 const char *codec_name(uint32_t id); /* NULL if unknown */
 bool codec_is_valid(uint32_t id);
+bool codec_has_paths(uint32_t id); /* does its decoding differ by cpu_path()? */
 
 /*
  * Decodes one page into exactly dst_bytes of dst. `dtype` (enum dcmem_dtype) is a property of the

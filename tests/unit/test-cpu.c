@@ -22,6 +22,22 @@ static void test_environment_lowers(void **state)
 	assert_int_equal(cpu_path(), CPU_PORTABLE);
 }
 
+static void test_force(void **state)
+{
+	enum cpu_path was = cpu_path();
+
+	(void)state;
+	assert_true(cpu_path_force(CPU_PORTABLE)); /* every CPU has it */
+	assert_int_equal(cpu_path(), CPU_PORTABLE);
+	for (int path = CPU_AVX2; path < CPU_N_PATHS; path++) {
+		enum cpu_path before = cpu_path();
+		bool forced = cpu_path_force((enum cpu_path)path);
+
+		assert_int_equal(cpu_path(), forced ? (enum cpu_path)path : before);
+	}
+	assert_true(cpu_path_force(was));
+}
+
 static void test_names(void **state)
 {
 	(void)state;
@@ -34,6 +50,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_environment_lowers),
+		cmocka_unit_test(test_force),
 		cmocka_unit_test(test_names),
 	};
 
