@@ -26,8 +26,16 @@ packages_install() {
 		fi
 	fi
 	echo "Installing Debian packages:$missing"
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq
+	packages_log=$(mktemp)
+	# Old lists may do where there is no network.
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq >"$packages_log" 2>&1 || true
 	# shellcheck disable=SC2086
-	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-		$missing >/dev/null
+	if ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends $missing >>"$packages_log" 2>&1; then
+		tail -n 20 "$packages_log" >&2
+		rm -f "$packages_log"
+		echo "These Debian packages could not be installed:$missing" >&2
+		exit 1
+	fi
+	rm -f "$packages_log"
 }

@@ -22,8 +22,8 @@ static int help(void)
 	       "  --groups  one line for tensors whose names differ in numbers alone\n"
 	       "  --json    one JSON document\n"
 	       "  --socket PATH  the daemon's socket, for a MODEL\n\n"
-	       "Example: which tensors compress worst?\n\n"
-	       "  dcmem ls my-model.dcmem | sort -k6 -n | head\n\n"
+	       "Example: which kinds of tensors compress worst?\n\n"
+	       "  dcmem ls my-model.dcmem --groups\n\n"
 	       "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the container is damaged,\n"
 	       "4 no daemon.\n");
 	return verb_flush("ls");
