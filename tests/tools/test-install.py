@@ -8,6 +8,7 @@ import ctypes
 import fnmatch
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,6 +114,25 @@ def check_programs(source, root, libdir, prefix_dir, directory):
     assert said[0] and said[0] == said[1], said
 
 
+def check_units(root, prefix_dir, prefix):
+    """The service starts what is installed, with the configuration that is; its user and its
+    directory come from the files beside it."""
+    units = os.path.join(prefix_dir, "lib/systemd/system")
+    with open(os.path.join(units, "dcmemd.service"), encoding="ascii") as file:
+        service = file.read()
+    program, config = re.search(r"^ExecStart=(\S+) -c (\S+)$", service, re.M).groups()
+    run(root + program, "--check-config", "-c", root + config)
+    for name in re.search(r"^Requires=(.*)$", service, re.M).group(1).split():
+        assert os.path.exists(os.path.join(units, name)), name
+    user = re.search(r"^User=(.*)$", service, re.M).group(1)
+    for tool, folder in (("systemd-sysusers", "sysusers.d"), ("systemd-tmpfiles", "tmpfiles.d")):
+        with open(os.path.join(prefix_dir, "lib", folder, "dcmem.conf"), encoding="ascii") as file:
+            text = file.read()
+        assert user in text.split(), (folder, text)
+        if os.getuid() == 0 and prefix == "/usr" and shutil.which(tool):
+            run(tool, *(["--create"] if "tmpfiles" in tool else []), f"--root={root}")
+
+
 def main():
     if os.environ.get("DCMEM_TEST_BUILD", "plain") != "plain":
         print("programs without a sanitizer cannot link a library with one")
@@ -124,9 +144,7 @@ def main():
         libdir, prefix_dir = check_files(source, root, prefix)
         check_library(libdir)
         check_programs(source, root, libdir, prefix_dir, directory)
-        config = os.path.join(root, "etc" if prefix == "/usr" else prefix.lstrip("/") + "/etc",
-                              "dcmem", "dcmemd.json")
-        run(os.path.join(prefix_dir, "bin", "dcmemd"), "--check-config", "-c", config)
+        check_units(root, prefix_dir, prefix)
     return 0
 
 
