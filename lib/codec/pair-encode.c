@@ -40,6 +40,12 @@ struct pair_encoder {
 	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 | CODE_PATCHED */
 	uint8_t is_patched[CONTAINER_MAX_PAGE_BYTES / PAIR_BLOCK];
 	uint32_t n_rare;
+	uint32_t n_rows; /* classes that occur, the escape last */
+	uint8_t rows[PAIR_MAX_CLASSES + 1];
+	uint8_t weight[32]; /* by class, half bits */
+	uint8_t common[PAIR_COMMON_ESCAPES];
+	uint8_t digit[256]; /* of a value in `common`, else PAIR_COMMON_ESCAPES */
+	uint32_t n_digits;
 };
 
 struct pair_encoder *pair_encoder_free(struct pair_encoder *encoder)
@@ -106,6 +112,34 @@ static void count_bytes(const uint8_t *bytes, size_t n, uint32_t ret_count[256])
 		ret_count[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
 }
 
+/*
+ * The digits that all escapes take if the commonest values have one digit; those values, and each
+ * value's digit, if wanted.
+ */
+static uint32_t count_digits(const struct classes *classes, const uint32_t count[256],
+			     uint8_t ret_common[PAIR_COMMON_ESCAPES], uint8_t ret_digit[256])
+{
+	uint32_t left[256], n_digits = 3 * classes->n_escapes;
+
+	for (uint32_t value = 0; value < 256; value++)
+		left[value] = classes->of_byte[value] == PAIR_ESCAPE ? count[value] : 0;
+	for (uint32_t i = 0; i < PAIR_COMMON_ESCAPES; i++) {
+		uint32_t best = 0;
+
+		for (uint32_t value = 1; value < 256; value++)
+			best = left[value] > left[best] ? value : best;
+		if (left[best] == 0)
+			break;
+		if (ret_common) {
+			ret_common[i] = (uint8_t)best;
+			ret_digit[best] = (uint8_t)i;
+		}
+		n_digits -= 2 * left[best];
+		left[best] = 0;
+	}
+	return n_digits;
+}
+
 /* Takes the blocks that are counted most, 30 at most, and estimates what they cost. */
 static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offset_bits,
 			   uint32_t shift, struct classes *ret_classes)
@@ -133,12 +167,9 @@ static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offse
 	}
 	c->n = n_kept;
 	c->n_escapes = n - (uint32_t)inside;
-	if (c->n_escapes)
-		c->cost += (uint64_t)c->n_escapes *
-			   (log2_units(n) - log2_units(c->n_escapes) + 8 * COST_UNIT);
 	c->cost += (uint64_t)n * offset_bits * COST_UNIT;
-	/* The code's table: about two bits a pair, and half of the pairs have a codeword. */
-	c->cost += (uint64_t)n_kept * n_kept * COST_UNIT;
+	/* The code's table: about two bits a pair, and a third of the pairs have a codeword. */
+	c->cost += (uint64_t)n_kept * n_kept * COST_UNIT * 2 / 3;
 	memset(c->of_byte, PAIR_ESCAPE, sizeof(c->of_byte));
 	for (uint32_t block = 0, class = 0; block < n_blocks; block++) {
 		if (!(c->bitmap[block >> 3] >> (block & 7) & 1))
@@ -147,16 +178,23 @@ static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offse
 			c->of_byte[((block << offset_bits) + i + shift) & 0xff] = (uint8_t)class;
 		class++;
 	}
+	/* Many escapes are slow, and never small: another k has none. */
+	if (c->n_escapes > n / 16)
+		c->cost = UINT64_MAX;
+	else if (c->n_escapes)
+		c->cost += (uint64_t)c->n_escapes * (log2_units(n) - log2_units(c->n_escapes)) +
+			   (uint64_t)count_digits(c, count, NULL, NULL) * 4 * COST_UNIT;
 }
 
 static void classes_best(const uint32_t count[256], uint32_t n, struct classes *ret_classes)
 {
 	struct classes candidate;
 
-	classes_choose(count, n, 0, 0, ret_classes);
-	for (uint32_t offset_bits = 1; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
-		for (uint32_t shift = 0; shift <= 1U << (offset_bits - 1);
-		     shift += 1U << (offset_bits - 1)) {
+	ret_classes->cost = UINT64_MAX;
+	for (uint32_t offset_bits = 0; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
+		uint32_t half = 1U << offset_bits >> 1;
+
+		for (uint32_t shift = 0; shift <= half; shift += half ? half : 1) {
 			classes_choose(count, n, offset_bits, shift, &candidate);
 			if (candidate.cost < ret_classes->cost)
 				*ret_classes = candidate;
@@ -293,6 +331,36 @@ static void limit_lengths(const uint32_t *keys, uint32_t n, uint8_t *length)
 	}
 }
 
+/* The classes that occur, and -log2 of how often, by which pair.c expects lengths. */
+static void weights_choose(struct pair_encoder *e, const struct classes *classes, uint32_t n)
+{
+	uint32_t count[32] = {0};
+
+	e->n_rows = 0;
+	for (uint32_t i = 0; i < classes->n; i++)
+		e->rows[e->n_rows++] = (uint8_t)i;
+	if (classes->n_escapes)
+		e->rows[e->n_rows++] = PAIR_ESCAPE;
+	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
+		count[pair & 31] += e->count[0][pair];
+		count[pair >> 5] += e->count[0][pair];
+	}
+	for (uint32_t class = 0; class < 32; class++) {
+		uint32_t units = log2_units(n) - log2_units(count[class] ? count[class] : 1);
+		uint32_t weight = (2 * units + COST_UNIT / 2) / COST_UNIT;
+
+		e->weight[class] = (uint8_t)(weight < 31 ? weight : 31);
+	}
+}
+
+/* What pair.c expects of a pair's codeword: 0 if it is to have none. */
+static uint32_t expected_length(uint32_t weight, uint32_t other)
+{
+	uint32_t length = weight + other ? (weight + other + 1) / 2 : 1;
+
+	return length > PAIR_CODE_BITS + 1 ? 0 : length < PAIR_CODE_BITS ? length : PAIR_CODE_BITS;
+}
+
 /* Codeword lengths for all pairs worth one; the others are rare. */
 static void code_choose(struct pair_encoder *e, uint32_t n_pairs)
 {
@@ -303,7 +371,8 @@ static void code_choose(struct pair_encoder *e, uint32_t n_pairs)
 	e->n_rare = 0;
 	memset(e->length, 0, sizeof(e->length));
 	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
-		if (e->count[0][pair] >= least)
+		if (e->count[0][pair] >= least &&
+		    expected_length(e->weight[pair & 31], e->weight[pair >> 5]))
 			keys[n++] = e->count[0][pair] << 10 | pair;
 		else
 			e->n_rare += e->count[0][pair];
@@ -388,44 +457,27 @@ static void writer_bytes(struct writer *w, const void *bytes, size_t n)
 	w->at += n;
 }
 
-static void write_code(struct writer *w, const struct pair_encoder *e, uint32_t n_classes,
-		       bool has_escapes)
+static void write_code(struct writer *w, const struct pair_encoder *e)
 {
-	uint32_t n_rows = n_classes + has_escapes;
+	for (uint32_t row = 0; row < e->n_rows; row++)
+		writer_put(w, e->weight[e->rows[row]], 5);
+	for (uint32_t cell = 0; cell < e->n_rows * e->n_rows; cell++) {
+		uint32_t a = e->rows[cell / e->n_rows], b = e->rows[cell % e->n_rows];
+		uint32_t expected = expected_length(e->weight[a], e->weight[b]);
+		uint32_t length = e->length[a | b << 5];
 
-	for (uint32_t row = 0; row < n_rows; row++) {
-		uint32_t first = n_rows, end = 0, last_length = 0;
-		uint8_t lengths[32];
-
-		for (uint32_t i = 0; i < n_rows; i++) {
-			uint32_t a = row < n_classes ? row : PAIR_ESCAPE;
-			uint32_t b = i < n_classes ? i : PAIR_ESCAPE;
-
-			lengths[i] = e->length[a | b << 5];
-			if (lengths[i]) {
-				first = first < i ? first : i;
-				end = i + 1;
-			}
-		}
-		if (end == 0)
-			first = 0;
-		writer_put(w, first, 5);
-		writer_put(w, end - first, 5);
-		for (uint32_t i = first; i < end; i++) {
-			uint32_t step = lengths[i] - last_length;
-
-			if (i > first) {
-				uint32_t how = step == 0 ? 0 : step == 1 ? 1 : step == ~0U ? 2 : 3;
-
-				writer_put(w, how, 2);
-				if (how != 3) {
-					last_length = lengths[i];
-					continue;
-				}
-			}
-			writer_put(w, lengths[i], 4);
-			last_length = lengths[i] ? lengths[i] : last_length;
-		}
+		if (expected == 0)
+			continue;
+		if (length == expected)
+			writer_put(w, 0, 1);
+		else if (length == expected + 1)
+			writer_put(w, 1, 2);
+		else if (length == expected - 1 && length)
+			writer_put(w, 3, 3);
+		else if (length == 0)
+			writer_put(w, 7, 4);
+		else
+			writer_put(w, 15 | length << 4, 8);
 	}
 	writer_put(w, e->length[RARE_PAIR], 4);
 	writer_align(w);
@@ -535,10 +587,16 @@ static void write_patches(struct writer *w, struct pair_encoder *e, const uint8_
 		uint32_t pair = e->pairs[e->patched[i]];
 
 		for (unsigned j = 0; j < 2; j++) {
-			if ((pair >> (5 * j) & 31) == PAIR_ESCAPE)
-				writer_put(w, bytes[2 * e->patched[i] + j], 8);
+			uint8_t value = bytes[2 * e->patched[i] + j];
+
+			if ((pair >> (5 * j) & 31) != PAIR_ESCAPE)
+				continue;
+			writer_put(w, e->digit[value], 4);
+			if (e->digit[value] == PAIR_COMMON_ESCAPES)
+				writer_put(w, value, 8);
 		}
 	}
+	writer_align(w);
 }
 
 /* Elements rotated left by one bit: the high bytes to be coded, the others as they come. */
@@ -590,15 +648,21 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 	count_bytes(bytes, n, count);
 	classes_best(count, (uint32_t)n, &classes);
 	count_pairs(e, &classes, bytes, n);
+	memset(e->common, 0, sizeof(e->common));
+	memset(e->digit, PAIR_COMMON_ESCAPES, sizeof(e->digit));
+	e->n_digits = count_digits(&classes, count, e->common, e->digit);
+	weights_choose(e, &classes, (uint32_t)n);
 	code_choose(e, (uint32_t)(n / 2));
 	code_assign(e);
 
 	writer_put(&w, classes.offset_bits, 8);
 	writer_put(&w, classes.shift, 8);
 	writer_put(&w, e->n_rare, 32);
-	writer_put(&w, classes.n_escapes, 32);
+	writer_put(&w, e->n_digits, 32);
 	writer_bytes(&w, classes.bitmap, 32U >> classes.offset_bits);
-	write_code(&w, e, classes.n, classes.n_escapes > 0);
+	write_code(&w, e);
+	if (e->n_digits)
+		writer_bytes(&w, e->common, sizeof(e->common));
 	write_lanes(e, n / 2, lane_bytes);
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
 		writer_put(&w, lane_bytes[lane], 16);

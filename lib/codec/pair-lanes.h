@@ -90,15 +90,29 @@ static inline __attribute__((always_inline)) void pair_lanes_step(struct pair_de
 		pair_group_step(d, lane, entries);
 }
 
+/* The next digit of the escapes, 0 past their end. */
+static inline uint32_t pair_escape_digit(struct pair_decoder *d)
+{
+	uint32_t at = d->next_escape++;
+
+	return at < d->n_escapes ? d->escapes[at >> 1] >> (4 * (at & 1)) & 15 : 0;
+}
+
 static inline void pair_patch_value(struct pair_decoder *d, uint32_t class, uint8_t *value)
 {
+	uint32_t digit;
+
 	if (class != PAIR_ESCAPE) {
 		*value = (uint8_t)(*value + d->base[class]);
 		return;
 	}
-	if (d->next_escape < d->n_escapes)
-		*value = d->escapes[d->next_escape];
-	d->next_escape++;
+	digit = pair_escape_digit(d);
+	if (digit < PAIR_COMMON_ESCAPES) {
+		*value = d->common[digit];
+	} else {
+		digit = pair_escape_digit(d);
+		*value = (uint8_t)(digit | pair_escape_digit(d) << 4);
+	}
 }
 
 /*

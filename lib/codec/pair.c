@@ -19,7 +19,7 @@ struct bits {
 	size_t at; /* bit */
 };
 
-static inline uint32_t bits_take(struct bits *bits, unsigned n)
+static inline uint32_t bits_peek(const struct bits *bits)
 {
 	size_t at = bits->at >> 3;
 	uint64_t word;
@@ -28,9 +28,15 @@ static inline uint32_t bits_take(struct bits *bits, unsigned n)
 		word = pair_load64(bits->src + at);
 	else
 		word = pair_load64_near_end(bits->src, bits->bytes, at);
-	word >>= bits->at & 7;
+	return (uint32_t)(word >> (bits->at & 7));
+}
+
+static inline uint32_t bits_take(struct bits *bits, unsigned n)
+{
+	uint32_t word = bits_peek(bits);
+
 	bits->at += n;
-	return (uint32_t)(word & ((1U << n) - 1));
+	return word & ((1U << n) - 1);
 }
 
 static uint32_t load_u16(const uint8_t *p)
@@ -61,25 +67,42 @@ static int cells_add(struct cells *cells, uint32_t length, uint32_t first, uint3
 	return 0;
 }
 
-/* One row of the matrix: where its codewords start, how many, and their lengths by differences. */
-static int cells_read_row(struct cells *cells, struct bits *bits, uint32_t row, uint32_t n_rows,
-			  uint32_t n_classes)
+/*
+ * What a cell's code says, by the next four bits: how many of them it takes, and the length's
+ * distance from the one expected, or that there is no codeword, or that the length follows.
+ */
+#define CELL_NONE  2
+#define CELL_GIVEN 3
+static const struct {
+	uint8_t n_bits;
+	int8_t step;
+} cell_codes[16] = {
+	{1, 0}, {2, 1}, {1, 0}, {3, -1}, {1, 0}, {2, 1}, {1, 0}, {4, CELL_NONE},
+	{1, 0}, {2, 1}, {1, 0}, {3, -1}, {1, 0}, {2, 1}, {1, 0}, {4, CELL_GIVEN},
+};
+
+/* One row of the matrix. `weight`: of each class, in half bits; the expected length is the sum. */
+static int cells_read_row(struct cells *cells, struct bits *bits, const uint8_t *weight,
+			  uint32_t row, uint32_t n_rows, uint32_t n_classes)
 {
-	uint32_t first = bits_take(bits, 5), count = bits_take(bits, 5), length = 0;
 	uint32_t row_class = row < n_classes ? row : PAIR_ESCAPE;
 
-	if (first + count > n_rows)
-		return CODEC_E_CORRUPT;
-	for (uint32_t i = first; i < first + count; i++) {
-		static const int8_t steps[4] = {0, 1, -1, 0};
-		uint32_t how = i == first ? 3 : bits_take(bits, 2), cell;
+	for (uint32_t i = 0; i < n_rows; i++) {
+		uint32_t expected = (weight[row] + weight[i] + 1U) / 2, what, length;
 		int r;
 
-		cell = how == 3 ? bits_take(bits, 4) : length + (uint32_t)(int32_t)steps[how];
-		r = cells_add(cells, cell, row_class, i < n_classes ? i : PAIR_ESCAPE);
+		if (expected > PAIR_CODE_BITS + 1)
+			continue;
+		expected = expected == 0 ? 1 : expected;
+		expected = expected < PAIR_CODE_BITS ? expected : PAIR_CODE_BITS;
+		what = bits_peek(bits) & 15;
+		bits->at += cell_codes[what].n_bits;
+		length = expected + (uint32_t)(int32_t)cell_codes[what].step;
+		if (__builtin_expect(cell_codes[what].step >= CELL_NONE, 0))
+			length = cell_codes[what].step == CELL_NONE ? 0 : bits_take(bits, 4);
+		r = cells_add(cells, length, row_class, i < n_classes ? i : PAIR_ESCAPE);
 		if (r)
 			return r;
-		length = cell ? cell : length;
 	}
 	return 0;
 }
@@ -133,12 +156,15 @@ static int read_code(struct pair_decoder *d, struct bits *bits, uint32_t n_class
 {
 	struct cells cells;
 	uint32_t n_rows = n_classes + (d->n_escapes > 0), sum = 0;
+	uint8_t weight[PAIR_MAX_CLASSES + 1];
 	int r;
 
 	cells.n = 0;
 	memset(cells.of_length, 0, sizeof(cells.of_length));
+	for (uint32_t row = 0; row < n_rows; row++)
+		weight[row] = (uint8_t)bits_take(bits, 5);
 	for (uint32_t row = 0; row < n_rows; row++) {
-		r = cells_read_row(&cells, bits, row, n_rows, n_classes);
+		r = cells_read_row(&cells, bits, weight, row, n_rows, n_classes);
 		if (r)
 			return r;
 	}
@@ -172,7 +198,7 @@ static int read_head(struct pair_decoder *d, unsigned element_bytes, const uint8
 	d->n_escapes = load_u32(src + 6);
 	d->next_rare = d->next_escape = 0;
 	if (d->offset_bits > PAIR_MAX_OFFSET || shift >> d->offset_bits || d->n_rare > n_symbols ||
-	    d->n_escapes > n_symbols)
+	    d->n_escapes > 3 * n_symbols)
 		return CODEC_E_CORRUPT;
 	n_bitmap = 32U >> d->offset_bits;
 	at = HEAD_BYTES + n_bitmap;
@@ -186,6 +212,12 @@ static int read_head(struct pair_decoder *d, unsigned element_bytes, const uint8
 	if (r)
 		return r;
 	at += (bits.at + 7) / 8;
+	if (d->n_escapes) {
+		if (src_bytes - at < PAIR_COMMON_ESCAPES)
+			return CODEC_E_CORRUPT;
+		memcpy(d->common, src + at, PAIR_COMMON_ESCAPES);
+		at += PAIR_COMMON_ESCAPES;
+	}
 	if (src_bytes - at < 2U * PAIR_LANES)
 		return CODEC_E_CORRUPT;
 	bits.src = src + at; /* now the lanes' sizes */
@@ -206,7 +238,7 @@ static int read_head(struct pair_decoder *d, unsigned element_bytes, const uint8
 	offsets = low + n_symbols * (element_bytes - 1);
 	rare = offsets + n_symbols / 8 * d->offset_bits;
 	escapes = rare + ((size_t)d->n_rare * 10 + 7) / 8;
-	at = escapes + d->n_escapes; /* each part is far below 2^32 */
+	at = escapes + (d->n_escapes + 1) / 2; /* each part is far below 2^32 */
 	if (at > src_bytes || src_bytes - at != dst_bytes - n_symbols * element_bytes)
 		return CODEC_E_CORRUPT;
 	d->low = src + low;

@@ -21,6 +21,7 @@
 #define PAIR_TABLE	   (1U << PAIR_CODE_BITS)
 #define PAIR_MAX_CLASSES   30U
 #define PAIR_ESCAPE	   30U /* the class of a byte whose value stands in the escapes */
+#define PAIR_COMMON_ESCAPES 15U /* values of one digit; 15 and two digits say any other */
 #define PAIR_RARE	   31U /* as first class: both classes stand in the rare pairs */
 #define PAIR_MAX_OFFSET    5U  /* k */
 #define PAIR_BLOCK	   256U /* symbols: 4 steps of 32 lanes */
@@ -56,7 +57,8 @@ struct pair_decoder {
 	const uint8_t *offsets; /* 8 k bytes a row */
 	const uint8_t *low;	/* raw bytes of wider elements, plane by plane */
 	const uint8_t *rare;	/* 10 bits each */
-	const uint8_t *escapes;
+	const uint8_t *escapes; /* digits of 4 bits */
+	uint8_t common[PAIR_COMMON_ESCAPES];
 	uint32_t n_rare, n_escapes, next_rare, next_escape;
 	uint32_t offset_bits;
 	uint32_t n_blocks;
