@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that README, dcmem(1) and `dcmem VERB --help` show work as they stand there, in a
-directory that has the model they speak of; the C of README and libdcmem(3) compiles and runs.
+"""The commands that README, docs/protocol.md, dcmem(1) and `dcmem VERB --help` show work as they
+stand there, in a directory that has the model they speak of; the C of README and libdcmem(3)
+compiles and runs; the counters that docs/protocol.md names are those that the daemon gives.
 
 usage: test-commands.py SOURCE_ROOT BUILD_ROOT
 """
+import json
 import os
 import re
 import shutil
@@ -62,6 +64,7 @@ class Shell:
 
     def run(self, where, command):
         command = command.replace("/tmp/dcmem.sock", self.socket)
+        command = command.replace("/run/dcmem/socket", self.socket)
         command = re.sub(r"\t# .*", "", command)
         if command.startswith("dcmemd ") and command.endswith("&"):
             self.start(command)
@@ -88,6 +91,20 @@ def compile_and_run(source, build, shell, where, text):
                     path, "-o", "program.out", "-L", client, "-ldcmem", f"-Wl,-rpath,{client}"],
                    check=True, cwd=shell.directory, timeout=READY_SECONDS)
     shell.run(where, "./program.out")
+
+
+def check_stats(protocol, shell):
+    """Members of the reply to "stats", there and in the document."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as text:
+        text.connect(shell.socket + ".text")
+        with text.makefile("rwb") as stream:
+            stream.write(b'{"cmd":"stats"}\n')
+            stream.flush()
+            reply = json.loads(stream.readline())
+    given = set(reply) - {"ok", "models"} | set(reply["models"][0])
+    told = re.sub(r"\([^)]*\)", "", protocol.split("### stats\n")[1])
+    told = set(re.findall(r"`([a-z_]+)`", told)) - {"models", "list"}
+    assert given == told, (given ^ told)
 
 
 def try_all(source, build, shell):
@@ -128,6 +145,12 @@ def try_all(source, build, shell):
     blocks = blocks_of(read("README.md"), "#include <dcmem")
     assert len(blocks) == 1, blocks
     shell.run("before", "dcmem load my-model.dcmem")
+    protocol = read("docs", "protocol.md")
+    shown = re.findall(r"^```\n\$ ((?:.*\\?\n)*?)(?:\{.*\n)?```$", protocol, re.M)
+    assert len(shown) == 2, shown
+    for command in shown:
+        shell.run("docs/protocol.md", command.strip())
+    check_stats(protocol, shell)
     compile_and_run(source, build, shell, "README.md", re.sub("^#include.*\n", "", blocks[0],
                                                               flags=re.M))
     example = read("man", "libdcmem.3").split(".Bd -literal\n")[1].split(".Ed")[0]
