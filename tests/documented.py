@@ -81,6 +81,15 @@ def in_zsh(text):
     return options, dict(re.findall(r"^\t\t'(\w+):(.*)'$", text, re.M))
 
 
+def in_bash(path, function, *words):
+    """What bash offers for the last of these words."""
+    script = (f'source "$0"; COMP_WORDS=("$@"); COMP_CWORD={len(words) - 1}; {function}; '
+              'printf "%s\\n" "${COMPREPLY[@]}"')
+    done = subprocess.run(["bash", "-c", script, path, *words], check=True, capture_output=True,
+                          text=True)
+    return set(done.stdout.split()) - {"--help", "--version"}
+
+
 def main():
     root, tool, daemon = sys.argv[1:]
 
@@ -98,6 +107,8 @@ def main():
     compare("man/dcmem.1", re.findall(r"^\.SS (\w+)", man, re.M), verbs)
     bash = read("tools", "completions", "dcmem.bash")
     compare("dcmem.bash", re.search(r'verbs="([^"]*)"', bash).group(1).split(), verbs)
+    bash = os.path.join(root, "tools", "completions", "dcmem.bash")
+    compare("dcmem.bash", in_bash(bash, "_dcmem", tool, ""), verbs)
     fish_options, fish_verbs = in_fish(read("tools", "completions", "dcmem.fish"), "dcmem")
     zsh_options, zsh_verbs = in_zsh(read("tools", "completions", "_dcmem"))
     compare("dcmem.fish", fish_verbs.items(), verbs.items())
@@ -106,6 +117,7 @@ def main():
         lines = re.findall(rf"^dcmem {verb} .*$", synopsis, re.M)
         compare(f"man/dcmem.1: {verb}", OPTION.findall(" ".join(lines)),
                 expected - ({"--output"} if "-o" in expected else set()))
+        compare(f"dcmem.bash: {verb}", in_bash(bash, "_dcmem", tool, verb, "-"), expected)
         compare(f"dcmem.fish: {verb}", fish_options.get(verb, ()), expected)
         compare(f"_dcmem: {verb}", zsh_options.get(verb, ()), expected)
 
@@ -117,6 +129,8 @@ def main():
             expected)
     compare("dcmemd.fish", in_fish(read("tools", "completions", "dcmemd.fish"), "dcmemd")[0][None],
             expected)
+    compare("dcmem.bash: dcmemd", in_bash(bash, "_dcmemd", daemon, "-"),
+            expected - {"--help", "--version"})
     compare("_dcmem: dcmemd", zsh_options["dcmemd"], expected)
 
     keys = re.findall(r"^\| `([a-z_]+)` ", read("conf", "README.md"), re.M)

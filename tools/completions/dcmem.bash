@@ -9,7 +9,7 @@ _dcmem() {
 		mapfile -t COMPREPLY < <(compgen -W "$verbs --help --version" -- "$word")
 	elif [[ $word == -* ]]; then
 		local options
-		options=$("${COMP_WORDS[0]}" "$verb" --help 2>/dev/null |
+		options=$("${COMP_WORDS[0]}" "$verb" --help 2>/dev/null | sed '/^Example/,$d' |
 			grep -oE -- '(^|[ [(,|])--?[a-z][a-z-]*' | tr -d ' [(,|' | sort -u)
 		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$word")
 	else
