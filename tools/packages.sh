@@ -5,6 +5,8 @@
 packages_build="meson ninja-build pkg-config libzstd-dev liburing-dev libnuma-dev libjansson-dev
 	libxxhash-dev libsystemd-dev python3"
 packages_test="g++ libcmocka-dev python3-numpy socat"
+# Peers of `dcmem bench codec`; left out where they are missing.
+packages_peers="liblz4-dev libhtscodecs-dev"
 # For ./run-tests --aarch64 alone.
 packages_aarch64="gcc-aarch64-linux-gnu g++-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static"
 

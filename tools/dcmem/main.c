@@ -22,6 +22,7 @@ static const struct verb {
 	{ "status", verb_status, "what the kernel gave the daemon" },
 	{ "stats", verb_stats, "memory, decodes and models of the daemon" },
 	{ "cat", verb_cat, "one tensor to standard output or a .npy file" },
+	{ "bench", verb_bench, "measure the page codecs on this machine" },
 	{ NULL },
 };
 

@@ -20,28 +20,53 @@ void progress_init(struct progress *progress, const char *label, bool enabled)
 	};
 }
 
-void progress_update(struct progress *progress, uint64_t done_bytes, uint64_t total_bytes)
+/* Is it time to draw? Then "LABEL [###   ] 50 %" is drawn. */
+static bool draw(struct progress *progress, double share, double seconds)
 {
-	char done_text[24], rate_text[24];
 	uint64_t now = clock_now_ns();
-	double share = total_bytes ? (double)done_bytes / (double)total_bytes : 1;
-	double seconds = (double)(now - progress->start_ns) / NS_PER_S;
-	int full;
 
 	if (!progress->enabled || seconds < 1 || now - progress->last_ns < 100 * NS_PER_MS)
-		return;
-	share = share > 1 ? 1 : share;
-	full = (int)(share * BAR_COLUMNS);
+		return false;
 	progress->last_ns = now;
 	progress->drawn = true;
 	fprintf(stderr, "\r%s [", progress->label);
 	for (int i = 0; i < BAR_COLUMNS; i++)
-		fputc(i < full ? '#' : ' ', stderr);
-	fprintf(stderr, "] %3d %%  %s  %s/s  %.0f s left \033[K", (int)(share * 100),
-		table_bytes(done_bytes, done_text),
-		table_bytes((uint64_t)((double)done_bytes / seconds), rate_text),
-		share > 0 ? seconds / share - seconds : 0);
+		fputc(i < (int)(share * BAR_COLUMNS) ? '#' : ' ', stderr);
+	fprintf(stderr, "] %3d %%", (int)(share * 100));
+	return true;
+}
+
+static double share_of(uint64_t done, uint64_t total)
+{
+	return done < total ? (double)done / (double)total : 1;
+}
+
+static void draw_rest(double share, double seconds)
+{
+	fprintf(stderr, "  %.0f s left \033[K", share > 0 ? seconds / share - seconds : 0);
 	fflush(stderr);
+}
+
+void progress_update(struct progress *progress, uint64_t done_bytes, uint64_t total_bytes)
+{
+	char done_text[24], rate_text[24];
+	double seconds = (double)(clock_now_ns() - progress->start_ns) / NS_PER_S;
+	double share = share_of(done_bytes, total_bytes);
+
+	if (!draw(progress, share, seconds))
+		return;
+	fprintf(stderr, "  %s  %s/s", table_bytes(done_bytes, done_text),
+		table_bytes((uint64_t)((double)done_bytes / seconds), rate_text));
+	draw_rest(share, seconds);
+}
+
+void progress_steps(struct progress *progress, uint64_t done, uint64_t total)
+{
+	double seconds = (double)(clock_now_ns() - progress->start_ns) / NS_PER_S;
+	double share = share_of(done, total);
+
+	if (draw(progress, share, seconds))
+		draw_rest(share, seconds);
 }
 
 void progress_end(struct progress *progress)

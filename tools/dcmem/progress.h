@@ -14,6 +14,8 @@ struct progress {
 
 void progress_init(struct progress *progress, const char *label, bool enabled);
 void progress_update(struct progress *progress, uint64_t done_bytes, uint64_t total_bytes);
+/* The same of steps that have no size. */
+void progress_steps(struct progress *progress, uint64_t done, uint64_t total);
 /* Wipes the line. */
 void progress_end(struct progress *progress);
 

@@ -31,5 +31,6 @@ int verb_unload(int argc, char **argv);
 int verb_status(int argc, char **argv);
 int verb_stats(int argc, char **argv);
 int verb_cat(int argc, char **argv);
+int verb_bench(int argc, char **argv);
 
 #endif
