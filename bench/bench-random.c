@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random numbers and the shapes of weights. The scale for an entropy is searched on numbers drawn
- * from a seed of its own, so that data do not depend on how long the search took. One thread a
- * state.
+ * Random numbers and the shapes of weights. The scale for an entropy comes from the distribution
+ * itself, so that it does not depend on a sample. One thread a state.
  */
 #include "bench-random.h"
 
 #include <math.h>
 #include <stdbool.h>
-
-#include "bench-stats.h"
-
-#define N_SEARCH (1 << 20)
 
 void bench_random_init(struct bench_random *random, uint64_t seed)
 {
@@ -74,23 +69,44 @@ int8_t bench_random_int8(struct bench_random *random, enum bench_shape shape, do
 	return (int8_t)value;
 }
 
+/* The share of values below x. */
+static double below(enum bench_shape shape, double x)
+{
+	double w;
+
+	switch (shape) {
+	case BENCH_LAPLACE:
+		return x < 0 ? exp(x) / 2 : 1 - exp(-x) / 2;
+	case BENCH_STUDENT4:
+		w = 1 + x * x / 4;
+		return 0.5 + 0.375 * x / sqrt(w) * (1 - x * x / (12 * w));
+	default:
+		return erfc(-x * M_SQRT1_2) / 2;
+	}
+}
+
+/* Of the shape times `scale`, rounded, without what is beyond 127. */
+static double entropy_of_scale(enum bench_shape shape, double scale)
+{
+	double total = below(shape, 127.5 / scale) - below(shape, -127.5 / scale), bits = 0;
+
+	for (int i = -127; i <= 127; i++) {
+		double p = (below(shape, (i + 0.5) / scale) - below(shape, (i - 0.5) / scale)) / total;
+
+		if (p > 0)
+			bits -= p * log2(p);
+	}
+	return bits;
+}
+
 double bench_random_scale(enum bench_shape shape, double bits)
 {
 	double low = 0.05, high = 200;
 
-	/* The same numbers at each step: then entropy grows with the scale, without noise. */
-	for (int i = 0; i < 30 && high - low > 1e-4 * low; i++) {
-		double scale = sqrt(low * high), got;
-		uint64_t histogram[256] = { 0 };
-		struct bench_random random;
+	while (high - low > 1e-7 * low) {
+		double scale = sqrt(low * high);
 
-		bench_random_init(&random, 0x5eed);
-		for (int k = 0; k < N_SEARCH; k++)
-			histogram[(uint8_t)bench_random_int8(&random, shape, scale)]++;
-		got = bench_entropy(histogram, 256);
-		if (fabs(got - bits) < 0.0005)
-			return scale;
-		if (got < bits)
+		if (entropy_of_scale(shape, scale) < bits)
 			low = scale;
 		else
 			high = scale;

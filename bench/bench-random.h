@@ -27,7 +27,7 @@ double bench_random_shape(struct bench_random *random, enum bench_shape shape);
  * quantization by the absolute maximum has none.
  */
 int8_t bench_random_int8(struct bench_random *random, enum bench_shape shape, double scale);
-/* The scale that gives such values `bits` of order-0 entropy (1 to 7.5), within 0.002. */
+/* The scale that gives such values `bits` of order-0 entropy, 1 to 7.5. */
 double bench_random_scale(enum bench_shape shape, double bits);
 
 #endif
