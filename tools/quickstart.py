@@ -82,7 +82,7 @@ def say(text, first="  - ", rest="    "):
 
 
 def size(n_bytes):
-    return f"{n_bytes / 1e6:.1f} MB"
+    return f"{n_bytes / 1e6:.1f} MB" if n_bytes < 1e10 else f"{n_bytes / 1e9:.1f} GB"
 
 
 class Daemon:
@@ -306,7 +306,7 @@ def print_worse(totals, speeds, n_tokens, stats, n_raw, n_packed):
         why = (f"the weights were decoded {decoded:.1f} times over, which costs processor time."
                if decoded > 1.5 else
                f"every weight was decoded once, but a reader asks the daemon for each one again: "
-               f"{stats['packets'] / n_generated:.0f} messages a token.")
+               f"{stats['packets'] / n_generated:.0f} messages a token. `lm --hold` asks once.")
         say(f"It gives {ratio:.2f} of the tokens per second of a shared mmap: {why}")
     better = []
     if dcmem < copy:
