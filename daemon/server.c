@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 
@@ -26,6 +27,7 @@
 #include "daemon/text.h"
 
 #define SERVER_MAX_GROUPS 4096
+#define STORE_FILES 4096 /* descriptors kept for segments and arenas: 16 models of 250 segments */
 
 /* --- who it is -------------------------------------------------------------------------------- */
 
@@ -88,12 +90,12 @@ static int server_group(const char *key, const char *name, gid_t *ret_gid)
 static bool server_admits(struct server *server, int fd)
 {
 	server->n_accepted++;
-	if (!server->stopping && server->n_connections < server->config->max_clients)
+	if (!server->stopping && server->n_connections < server->max_connections)
 		return true;
 	server->n_refused++;
 	if (!server->stopping && log_limit_allows(&server->session_limit, 10))
 		log_line(LOG_LEVEL_WARNING, "a client was turned away: %u are connected already",
-			 server->config->max_clients);
+			 server->max_connections);
 	close_fd(fd);
 	return false;
 }
@@ -210,6 +212,33 @@ static int server_watch_signals(struct server *server)
 	return server->signal_fd < 0 ? -errno : 0;
 }
 
+/*
+ * Asks for as many descriptors as the system allows and keeps some of them from clients, so that
+ * the store can make segments and arenas whoever connects.
+ */
+static void server_limit_connections(struct server *server)
+{
+	struct rlimit limit;
+	uint64_t n_files, kept;
+
+	server->max_connections = server->config->max_clients;
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+		return;
+	if (limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		(void)setrlimit(RLIMIT_NOFILE, &limit);
+		(void)getrlimit(RLIMIT_NOFILE, &limit);
+	}
+	n_files = limit.rlim_cur;
+	kept = n_files / 2 < STORE_FILES ? n_files / 2 : STORE_FILES;
+	if (n_files - kept >= server->max_connections)
+		return;
+	server->max_connections = (uint32_t)(n_files - kept);
+	log_line(LOG_LEVEL_WARNING,
+		 "%llu descriptors are allowed: at most %u clients, not max_clients %u; raise LimitNOFILE",
+		 (unsigned long long)n_files, server->max_connections, server->config->max_clients);
+}
+
 int server_init(struct server *server, const struct config *config)
 {
 	gid_t socket_gid = (gid_t)-1;
@@ -219,6 +248,7 @@ int server_init(struct server *server, const struct config *config)
 	server->store_event.data = server->tick.data = server;
 	server->watchdog.data = server->signals.data = server;
 	server->started_ns = clock_now_ns();
+	server_limit_connections(server);
 	if (getrandom(&server->instance, sizeof(server->instance), 0) < 0)
 		return message_set(-errno, "no random numbers: %s", strerror(errno));
 	server->instance |= !server->instance;

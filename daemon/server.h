@@ -33,6 +33,7 @@ struct server {
 	struct log_limit session_limit; /* lines that clients cause */
 	gid_t admin_gid;		/* -1: none */
 	bool stopping;
+	uint32_t max_connections; /* as configured, or what descriptors allow */
 	uint64_t n_connections, n_accepted, n_refused, n_packets, n_protocol_errors, n_text_requests;
 };
 
