@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the bench codes: pages, each a unit of its own as in a container. Synthetic bytes here, those
- * of models in bench-model.c.
+ * What the bench codes: pages, each a unit of its own as in a container. Synthetic bytes here,
+ * those of models in bench-model.c.
  */
 #ifndef BENCH_DATA_H
 #define BENCH_DATA_H
@@ -29,7 +29,7 @@ struct bench_data {
 	struct bench_page *pages;
 	size_t n_pages, pages_capacity;
 	uint64_t page_bytes;   /* of all pages */
-	uint64_t source_bytes; /* of the model's tensors that the pages are a sample of; else equal */
+	uint64_t source_bytes; /* of the tensors that the pages are a sample of; else equal */
 	/* Mean over pages, weighted by size, of the entropy of the bytes; of wide floats, of the
 	 * exponents. */
 	double order0_bits;

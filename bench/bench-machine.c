@@ -100,7 +100,7 @@ static void find_caches(struct bench_machine *machine)
 	for (unsigned i = 0; i < machine->n_cpus; i++) {
 		uint64_t size = last_level(machine->cpus[i], shared, sizeof(shared));
 
-		/* CPUs of one cache are mostly neighbours; counting one twice only asks for more. */
+		/* CPUs of one cache are mostly neighbours; one counted twice only asks for more. */
 		if (strcmp(shared, seen) != 0)
 			machine->all_last_level_bytes += size;
 		memcpy(seen, shared, sizeof(seen));

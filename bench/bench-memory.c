@@ -32,7 +32,9 @@ static size_t huge_bytes_of(uintptr_t begin, uintptr_t end)
 	while (fgets(line, sizeof(line), file)) {
 		unsigned long from, to, kib;
 
-		if (sscanf(line, "%lx-%lx ", &from, &to) == 2 && strchr(line, '-') < strchr(line, ' '))
+		/* "Key:   123 kB" has its colon first, a range has its dash. */
+		if (strcspn(line, "-") < strcspn(line, ":") &&
+		    sscanf(line, "%lx-%lx ", &from, &to) == 2)
 			inside = from < end && to > begin;
 		else if (inside && sscanf(line, "AnonHugePages: %lu kB", &kib) == 1)
 			total += kib << 10;

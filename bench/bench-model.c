@@ -125,8 +125,8 @@ static void take_name(struct bench_model *model, const char *path)
 	begin = path + n;
 	while (begin > path && begin[-1] != '/')
 		begin--;
-	snprintf(model->name, sizeof(model->name), "%.*s", (int)min_u64((uint64_t)(path + n - begin), 63),
-		 begin);
+	snprintf(model->name, sizeof(model->name), "%.*s",
+		 (int)min_u64((uint64_t)(path + n - begin), sizeof(model->name) - 1), begin);
 }
 
 struct bench_model *bench_model_free(struct bench_model *model)
@@ -161,7 +161,10 @@ int bench_model_open(struct bench_model **ret_model, const char *path)
 	}
 	model->is_container = n > 6 && strcmp(path + n - 6, ".dcmem") == 0;
 	model->codec = codec_context_new();
-	r = !model->codec ? -ENOMEM : model->is_container ? add_container(model) : add_source(model);
+	if (!model->codec)
+		r = -ENOMEM;
+	else
+		r = model->is_container ? add_container(model) : add_source(model);
 	if (r) {
 		bench_model_free(model);
 		return r;
@@ -280,7 +283,8 @@ static bool is_wanted(const struct tensor *tensor, uint32_t dtype, enum bench_ca
 	if (cast == BENCH_AS_IS)
 		return tensor->dtype == dtype;
 	return tensor->n_dims == 2 && tensor->n_rows >= 32 && tensor->n_cols >= 32 &&
-	       bench_exponent_bits(tensor->dtype) && !strstr(tensor->name, "embed") && !strstr(tensor->name, "wte") &&
+	       bench_exponent_bits(tensor->dtype) && !strstr(tensor->name, "embed") &&
+	       !strstr(tensor->name, "wte") &&
 	       !strstr(tensor->name, "wpe");
 }
 

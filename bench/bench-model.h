@@ -7,7 +7,7 @@
 
 enum bench_cast {
 	BENCH_AS_IS,
-	BENCH_PER_TENSOR,  /* INT8, round to nearest, scale from the absolute maximum of the tensor */
+	BENCH_PER_TENSOR,  /* INT8, rounded to nearest, scaled by the absolute maximum */
 	BENCH_PER_CHANNEL, /* of each row */
 };
 
@@ -30,7 +30,7 @@ void bench_model_data_name(const struct bench_model *model, uint32_t dtype, enum
 
 /* n values of a floating dtype to float; false if it is none. */
 bool bench_floats(uint32_t dtype, const uint8_t *src, size_t n, float *dst);
-/* Absolute maximum to 127, round to nearest even. What is not finite does not count, and gives 0. */
+/* Absolute maximum to 127, round to nearest even. What is not finite gives 0. */
 void bench_quantize(const float *src, size_t n, int8_t *dst);
 
 #endif

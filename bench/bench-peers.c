@@ -62,8 +62,9 @@ static int zstd_decode(const struct bench_coder *coder, void *memory, const uint
 {
 	struct zstd_state *state = memory;
 
-	return ZSTD_decompressDCtx(state->decoder, dst, dst_bytes, src, src_bytes) == dst_bytes ? 0 :
-												  1;
+	size_t n = ZSTD_decompressDCtx(state->decoder, dst, dst_bytes, src, src_bytes);
+
+	return n == dst_bytes ? 0 : 1;
 }
 
 static int64_t zstd_encode(const struct bench_coder *coder, void *memory, const uint8_t *src,

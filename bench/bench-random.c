@@ -91,7 +91,9 @@ static double entropy_of_scale(enum bench_shape shape, double scale)
 	double total = below(shape, 127.5 / scale) - below(shape, -127.5 / scale), bits = 0;
 
 	for (int i = -127; i <= 127; i++) {
-		double p = (below(shape, (i + 0.5) / scale) - below(shape, (i - 0.5) / scale)) / total;
+		double low = below(shape, (i - 0.5) / scale);
+		double high = below(shape, (i + 0.5) / scale);
+		double p = (high - low) / total;
 
 		if (p > 0)
 			bits -= p * log2(p);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Seeded random numbers of the bench: the same on every run and machine but for libm's last bits. */
+/* Seeded random numbers of the bench: the same in every run, but for the last bits of libm. */
 #ifndef BENCH_RANDOM_H
 #define BENCH_RANDOM_H
 

@@ -134,7 +134,7 @@ static void cleanup_run(struct run *run)
 
 static int no_memory(void)
 {
-	return message_set(-ENOMEM, "no memory to measure in; try fewer codecs, or a smaller --mib");
+	return message_set(-ENOMEM, "no memory to measure in; try fewer codecs, or less --mib");
 }
 
 static int entry_init(struct run *run, struct entry *entry)
@@ -225,7 +225,8 @@ static int run_init(struct run *run, const struct bench_variant *variants, unsig
 /* --- encoding --- */
 
 /* Appends a stored page; raw ones are aligned, as in a container. */
-static int form_add(struct form *form, size_t page, const uint8_t *bytes, uint32_t n_bytes, bool raw)
+static int form_add(struct form *form, size_t page, const uint8_t *bytes, uint32_t n_bytes,
+		    bool raw)
 {
 	size_t at = raw ? align_up(form->n_bytes, BENCH_PAGE_ALIGN) : form->n_bytes;
 	void *array = form->bytes;
@@ -259,7 +260,7 @@ static int keep_chunk(struct run *run, struct entry *entry, size_t first, size_t
 			r = form_add(form, i, at, n, raw);
 		else if (form->pages[i].n_bytes != n ||
 			 memcmp(form->bytes + form->pages[i].offset, at, n) != 0)
-			r = message_set(-EBADMSG, "%s: path %s stores other bytes than another path",
+			r = message_set(-EBADMSG, "%s: path %s stores other bytes than another",
 					entry->variant->coder.name,
 					cpu_path_name(entry->variant->path));
 		if (r)
@@ -273,11 +274,12 @@ static int encode_chunk(struct run *run, struct entry *entry, size_t first, size
 			uint32_t *sizes)
 {
 	const struct bench_coder *coder = &entry->variant->coder;
+	bool cpu_time = run->options->cpu_time;
 	uint64_t begin, n_bytes = 0;
 	uint8_t *at = run->work.base;
 
 	take_path(entry);
-	begin = clock_now_ns();
+	begin = cpu_time ? thread_ns() : clock_now_ns();
 	for (size_t i = first; i < last; i++) {
 		const struct bench_page *page = &run->data->pages[i];
 		const uint8_t *src = run->data->bytes + page->offset;
@@ -297,14 +299,15 @@ static int encode_chunk(struct run *run, struct entry *entry, size_t first, size
 		n_bytes += page->n_bytes;
 	}
 	if (coder->encode && n_bytes)
-		entry->encode[entry->n_encode++] = gb_per_s(n_bytes, clock_now_ns() - begin);
+		entry->encode[entry->n_encode++] =
+			gb_per_s(n_bytes, (cpu_time ? thread_ns() : clock_now_ns()) - begin);
 	return keep_chunk(run, entry, first, last, sizes);
 }
 
 static int encode_all(struct run *run)
 {
-	_cleanup_(cleanup_memory) uint32_t *sizes = memory_array(run->data->n_pages, sizeof(*sizes));
 	size_t n_pages = run->data->n_pages, first = 0;
+	_cleanup_(cleanup_memory) uint32_t *sizes = memory_array(n_pages, sizeof(*sizes));
 	int r;
 
 	if (!sizes)
@@ -317,8 +320,9 @@ static int encode_all(struct run *run)
 		while (last < n_pages && run->data->pages[last].offset < end)
 			last++;
 		for (unsigned i = 0; i < run->n_entries; i++) {
-			r = encode_chunk(run, &run->entries[(i + chunk) % run->n_entries], first, last,
-					 sizes);
+			struct entry *entry = &run->entries[(i + chunk) % run->n_entries];
+
+			r = encode_chunk(run, entry, first, last, sizes);
 			if (!r)
 				r = step(run);
 			if (r)
@@ -379,12 +383,11 @@ static void decode_pages(struct job *job, void *decoder, size_t first, size_t la
 	for (size_t i = first; i < last; i++) {
 		const struct bench_page *page = &run->data->pages[i % n_pages];
 		const struct stored_page *stored = &form->pages[i % n_pages];
-		const uint8_t *src = form->source.base + i / n_pages * form->stride + stored->offset;
-		uint8_t *dst = run->destination.base + i / n_pages * run->destination_stride +
-			       page->offset;
+		size_t repeat = i / n_pages;
+		const uint8_t *src = form->source.base + repeat * form->stride + stored->offset;
+		uint8_t *dst = run->destination.base + repeat * run->destination_stride;
 
-		if (scratch)
-			dst = run->scratch.base;
+		dst = scratch ? run->scratch.base : dst + page->offset;
 		if (stored->raw && !coder->is_copy)
 			memcpy(dst, src, page->n_bytes);
 		else if (coder->decode(coder, decoder, src, stored->n_bytes, dst, page->n_bytes))
@@ -423,7 +426,8 @@ static int decode_once(struct run *run, struct entry *entry, enum bench_kind kin
 		decode_pages(&job, entry->decoders[0], 0, total);
 		cpu_ns = thread_ns() - cpu_ns;
 		ns = clock_now_ns() - ns;
-		entry->on_cpu[kind] = fmin(entry->on_cpu[kind], (double)cpu_ns / (double)max_u64(ns, 1));
+		entry->on_cpu[kind] = fmin(entry->on_cpu[kind],
+					   (double)cpu_ns / (double)max_u64(ns, 1));
 		ns = run->options->cpu_time ? cpu_ns : ns;
 	}
 	if (atomic_load(&job.n_wrong))
@@ -449,7 +453,7 @@ static int verify(struct run *run, struct entry *entry)
 		if (memcmp(run->destination.base + page->offset, data->bytes + page->offset,
 			   page->n_bytes) != 0 ||
 		    atomic_load(&job.n_wrong))
-			return message_set(-EBADMSG, "%s (%s): page %zu of '%s' does not round-trip",
+			return message_set(-EBADMSG, "%s (%s): page %zu of %s does not round-trip",
 					   coder->name, cpu_path_name(entry->variant->path), i,
 					   data->name);
 	}

@@ -45,10 +45,10 @@ struct bench_row {
 	enum bench_kind kind;
 	uint64_t decoded_bytes; /* timed, in all rounds */
 	uint64_t stored_bytes;	/* of the distinct pages, each with its record of the page table */
-	uint64_t raw_pages;	/* of the distinct pages: those that the coder did not make smaller */
+	uint64_t raw_pages;	/* of the distinct ones: what the coder did not make smaller */
 	double ratio, share;	/* 0 for copies */
 	struct bench_stats decode, encode; /* GB/s (10^9); encode.n is 0 for copies */
-	double on_cpu; /* least share of a run's time that its thread had the CPU; 0 with all cores */
+	double on_cpu; /* least share of a run that its thread had the CPU; 0: all cores */
 	/* Medians of the rounds' ratios; 0 if it was not there to compare with. */
 	double to_zstd1, to_memcpy;
 };

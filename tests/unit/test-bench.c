@@ -86,7 +86,7 @@ static void test_bounds(void **state)
 {
 	static const struct {
 		uint32_t dtype;
-		double bits, wide, rest; /* elements of `wide` bits, of which `rest` are not coded */
+		double bits, wide, rest; /* of `wide` bits, `rest` are not coded */
 	} cases[] = {
 		{ DCMEM_I8, 7.396127370, 8, 0 },     { DCMEM_F8_E4M3, 7.396127370, 8, 0 },
 		{ DCMEM_BF16, 7.501457466, 16, 8 },  { DCMEM_F16, 4.619209962, 16, 11 },
@@ -163,7 +163,8 @@ static void test_synthetic(void **state)
 		for (size_t k = 0; k < data.page_bytes; k++)
 			zeros += data.bytes[k] == 0;
 		if (what->zeros > 0)
-			assert_in_range(zeros, data.page_bytes * what->zeros, data.page_bytes * 0.6);
+			assert_in_range(zeros, data.page_bytes * what->zeros,
+					data.page_bytes * 0.6);
 		/* Of neighbours in a column of 5 bits about a tenth agree by chance, or none. */
 		for (size_t k = 4096; k < data.page_bytes; k++)
 			same += abs((int8_t)data.bytes[k] - (int8_t)data.bytes[k - 4096]) < 3;

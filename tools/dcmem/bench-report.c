@@ -286,8 +286,8 @@ static void print_data(const struct bench_report *report, const struct bench_rep
 {
 	char distinct[24], run[24];
 
-	printf("\n[%zu] %s: order-0 %.3f bits%s, bound %.3f; %s in %llu pages, %u times = %s a run, "
-	       "%.0f %% on huge pages%s\n",
+	printf("\n[%zu] %s: order-0 %.3f bits%s, bound %.3f; %s in %llu pages, %u times = %s a "
+	       "run, %.0f %% on huge pages%s\n",
 	       report->n_data, data->name, data->order0_bits,
 	       bench_exponent_bits(data->dtype) ? " of exponent" : "", data->bound,
 	       table_bytes(data->page_bytes, distinct), (unsigned long long)data->n_pages,
@@ -309,7 +309,8 @@ void bench_report_begin(struct bench_report *report, const struct bench_options 
 					 .json_file = json_file,
 					 .rule_kept = !quick && !options->cpu_time,
 					 .on_cpu = 1 };
-	printf("%s, last-level cache %s, %u CPUs, the one-core rows on CPU %u\n%s, huge pages: %s\n",
+	printf("%s, last-level cache %s, %u CPUs, the one-core rows on CPU %u\n"
+	       "%s, huge pages: %s\n",
 	       machine->cpu, table_bytes(machine->last_level_bytes, last), machine->n_cpus,
 	       machine->pinned, machine->kernel, machine->huge_pages);
 	if (options->cpu_time)
@@ -378,7 +379,8 @@ int bench_report_add(struct bench_report *report, const struct bench_data *data,
 	r = print_rows(result);
 	fflush(stdout);
 	for (unsigned i = 0; i < result->n_rows && !r; i++) {
-		report->rule_kept = report->rule_kept && result->rows[i].decoded_bytes >= RULE_BYTES;
+		if (result->rows[i].decoded_bytes < RULE_BYTES)
+			report->rule_kept = false;
 		if (result->rows[i].on_cpu > 0)
 			report->on_cpu = fmin(report->on_cpu, result->rows[i].on_cpu);
 		r = keep_worst(report, data, &result->rows[i]);
@@ -394,14 +396,14 @@ int bench_report_end(struct bench_report *report)
 	int r = print_worst(report);
 
 	if (report->on_cpu < BUSY)
-		printf("\nThe machine was not idle: a run had the CPU for only %.0f %% of its time\n",
+		printf("\nThe machine was not idle: a run had the CPU for %.0f %% of its time\n",
 		       100 * report->on_cpu);
 	if (!report->rule_kept)
 		printf("\nNot the whole protocol: %s\n",
 		       report->quick ? "--quick" :
 		       report->options->cpu_time ?
 				       "--cpu-time" :
-				       "a row had too little memory beyond the caches, or no huge pages");
+				       "too few bytes beyond the caches, or no huge pages");
 	if (!report->json_file)
 		return r;
 	json_out_end(&report->json, ']');

@@ -8,7 +8,7 @@
 #include "bench-run.h"
 #include "json-out.h"
 
-/* The worst of one codec on one path, kind and dtype, over all data; each with its data's number. */
+/* The worst of one codec on one path, kind and dtype, over all data, with the data's number. */
 struct bench_worst {
 	char codec[32];
 	const char *path;

@@ -36,17 +36,18 @@ static void stop(int signal_number)
 static int help(void)
 {
 	printf("Usage: dcmem bench codec [MODEL_OR_FILE...] [OPTIONS]\n\n"
-	       "Measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs where\n"
-	       "this build has them: ratio, decode and encode speed, on synthetic INT8 data and on the\n"
-	       "tensors of the models named (safetensors files, directories, containers), as they are\n"
-	       "and quantized to INT8. Each row decodes at least 1 GiB beyond the caches on a pinned\n"
-	       "core; runs of the codecs take turns. Wants an idle machine, and some minutes.\n\n"
+	       "Measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
+	       "where this build has them: ratio, decode and encode speed, on synthetic INT8 data\n"
+	       "and on the tensors of the models named (safetensors files, directories,\n"
+	       "containers), as they are and quantized to INT8. Each row decodes at least 1 GiB\n"
+	       "beyond the caches on a pinned core; runs of the codecs take turns. Wants an idle\n"
+	       "machine, and a quarter of an hour.\n\n"
 	       "  --json FILE   also write one JSON document\n"
 	       "  --quick       far less of everything; marked so in the output\n"
 	       "  --codec NAME  only this one beside zstd-1 and memcpy; may be repeated\n"
 	       "  --data TEXT   only data whose name has TEXT in it; may be repeated\n"
-	       "  --kind KIND   only dram (one core into memory), scratch (one core into a 256 KiB\n"
-	       "                buffer, then summed) or cores (all cores); may be repeated\n"
+	       "  --kind KIND   only dram (one core into memory), scratch (one core into a\n"
+	       "                256 KiB buffer, then summed) or cores (all); may be repeated\n"
 	       "  --mib N       decode this many MiB at a time (default: four times the caches)\n"
 	       "  --effort N    effort of our encoders (default: 1)\n"
 	       "  --cpu-time    count the time on the CPU alone: for a machine that is not idle\n"
@@ -157,7 +158,8 @@ static void choose_sizes(struct bench *bench)
 		region = bench->mib * MIB;
 	else if (machine->available_bytes)
 		/* A source for each coder, and a destination; leave a third. */
-		region = min_u64(region, machine->available_bytes / 3 * 2 / (bench->n_variants + 2));
+		region = min_u64(region,
+				 machine->available_bytes / 3 * 2 / (bench->n_variants + 2));
 	options->region_bytes = max_u64(region, MIB);
 	options->rounds = bench->quick ? 3 :
 			  (unsigned)max_u64(7, div_up(DECODED_BYTES, options->region_bytes));
