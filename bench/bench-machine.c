@@ -9,6 +9,8 @@
 #include <string.h>
 #include <sys/utsname.h>
 
+#include "base/range.h"
+
 static bool read_line(const char *path, char *text, size_t n_bytes)
 {
 	FILE *file = fopen(path, "re");
@@ -107,6 +109,42 @@ static void find_caches(struct bench_machine *machine)
 	}
 }
 
+static bool read_bytes(const char *directory, const char *file, uint64_t *ret_bytes)
+{
+	char path[512], text[64];
+	unsigned long long n;
+
+	snprintf(path, sizeof(path), "/sys/fs/cgroup%.400s/%s", directory, file);
+	if (!read_line(path, text, sizeof(text)) || sscanf(text, "%llu", &n) != 1)
+		return false;
+	*ret_bytes = n;
+	return true;
+}
+
+/* Past the limit of a control group the kernel does not refuse memory, it kills. */
+static uint64_t group_room(void)
+{
+	char group[400] = "", *slash = group;
+	uint64_t room = UINT64_MAX, most, used;
+
+	if (!read_value("/proc/self/cgroup", "0:", group, sizeof(group)) || group[0] != ':')
+		return room;
+	memmove(group, group + 1, strlen(group));
+	/* Of each group up to the root, which is the empty path. */
+	while (slash) {
+		slash = strrchr(group, '/');
+		if (slash && slash[1] == '\0')
+			*slash = '\0';
+		if (read_bytes(group, "memory.max", &most) &&
+		    read_bytes(group, "memory.current", &used))
+			room = min_u64(room, most > used ? most - used : 0);
+		slash = strrchr(group, '/');
+		if (slash)
+			*slash = '\0';
+	}
+	return room;
+}
+
 void bench_machine_init(struct bench_machine *machine)
 {
 	struct utsname uts;
@@ -126,7 +164,7 @@ void bench_machine_init(struct bench_machine *machine)
 	snprintf(machine->compiler, sizeof(machine->compiler), "%.63s", __VERSION__);
 	if (read_value("/proc/meminfo", "MemAvailable", text, sizeof(text)) &&
 	    sscanf(text, "%lu", &kib) == 1)
-		machine->available_bytes = (uint64_t)kib << 10;
+		machine->available_bytes = min_u64((uint64_t)kib << 10, group_room());
 	if (sched_getaffinity(0, sizeof(set), &set) == 0)
 		for (unsigned i = 0; i < CPU_SETSIZE && machine->n_cpus < BENCH_MAX_CPUS; i++)
 			if (CPU_ISSET(i, &set))

@@ -4,7 +4,9 @@ was not the whole protocol."""
 import json
 import os
 import random
+import signal
 import struct
+import subprocess
 import sys
 import tempfile
 
@@ -49,6 +51,7 @@ def check_row(row, data, rounds):
 
 def check(document, n_data):
     assert document["format"] == "dcmem-bench-codec" and document["version"] == 1
+    assert document["complete"] is True
     assert document["quick"] is True and document["rule_kept"] is False
     assert document["clock"] in ("wall", "cpu")
     assert document["page_bytes"] == 262144 and document["page_record_bytes"] == 32
@@ -161,9 +164,27 @@ def refusals(work):
     assert result.returncode == 1 and b"no/directory" in result.stderr, result
 
 
+def interrupted(work):
+    """Ctrl-C leaves a document that says so, with what was measured until then."""
+    path = os.path.join(work, "interrupted.json")
+    tool = subprocess.Popen([TOOL, "bench", "codec", "--quick", "--quiet", "--codec", "raw",
+                             "--kind", "dram", "--json", path],
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for line in tool.stdout:
+        if line.startswith(b"[1] "):
+            break
+    tool.send_signal(signal.SIGINT)
+    _, error = tool.communicate(timeout=60)
+    assert tool.returncode == 1 and error == b"dcmem bench: stopped\n", (tool.returncode, error)
+    with open(path, encoding="utf-8") as file:
+        document = json.load(file)
+    assert document["complete"] is False and document["rule_kept"] is False
+    assert document["rows"] and len(document["data"]) < 18
+
+
 def main():
     with tempfile.TemporaryDirectory() as work:
-        for step in (everything, synthetic_sets, models, refusals):
+        for step in (everything, synthetic_sets, models, interrupted, refusals):
             step(work)
             print(step.__name__, "ok", flush=True)
 

@@ -391,15 +391,17 @@ int bench_report_add(struct bench_report *report, const struct bench_data *data,
 	return r;
 }
 
-int bench_report_end(struct bench_report *report)
+int bench_report_end(struct bench_report *report, bool complete)
 {
-	int r = print_worst(report);
+	int r = report->n_worst ? print_worst(report) : 0;
 
+	report->rule_kept = report->rule_kept && complete;
 	if (report->on_cpu < BUSY)
 		printf("\nThe machine was not idle: a run had the CPU for %.0f %% of its time\n",
 		       100 * report->on_cpu);
 	if (!report->rule_kept)
 		printf("\nNot the whole protocol: %s\n",
+		       !complete     ? "it ended early" :
 		       report->quick ? "--quick" :
 		       report->options->cpu_time ?
 				       "--cpu-time" :
@@ -412,6 +414,7 @@ int bench_report_end(struct bench_report *report)
 		json_data(&report->json, &report->data[i]);
 	json_out_end(&report->json, ']');
 	json_worst(&report->json, report);
+	json_out_bool(&report->json, "complete", complete);
 	json_out_bool(&report->json, "rule_kept", report->rule_kept);
 	json_out_end(&report->json, '}');
 	return r;

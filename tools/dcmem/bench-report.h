@@ -48,8 +48,8 @@ void bench_report_begin(struct bench_report *report, const struct bench_options 
 /* One set of data: its table, its rows. 0 or -ENOMEM. */
 int bench_report_add(struct bench_report *report, const struct bench_data *data,
 		     const struct bench_result *result);
-/* The worst rows; ends the JSON. 0 or -ENOMEM. */
-int bench_report_end(struct bench_report *report);
+/* The worst rows; ends the JSON, `complete` or not. 0 or -ENOMEM. */
+int bench_report_end(struct bench_report *report, bool complete);
 void bench_report_deinit(struct bench_report *report);
 
 #endif

@@ -234,48 +234,61 @@ static int measure_cast(struct bench *bench, struct bench_model *model, uint32_t
 	return r;
 }
 
-static int measure_model(struct bench *bench, const char *path)
+static int measure_model(struct bench *bench, struct bench_model *model)
 {
 	static const uint32_t dtypes[] = { DCMEM_BF16,	  DCMEM_F16,	 DCMEM_F32,
 					   DCMEM_F8_E4M3, DCMEM_F8_E5M2, DCMEM_I8 };
-	struct bench_model *model;
-	int r = bench_model_open(&model, path);
+	int r = 0;
 
-	if (r)
-		return r;
 	for (unsigned i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]) && !r; i++)
 		r = measure_cast(bench, model, dtypes[i], BENCH_AS_IS);
 	if (!r)
 		r = measure_cast(bench, model, DCMEM_I8, BENCH_PER_TENSOR);
 	if (!r)
 		r = measure_cast(bench, model, DCMEM_I8, BENCH_PER_CHANNEL);
-	bench_model_free(model);
 	return r;
 }
 
-static int measure_all(struct bench *bench, char **paths, int n_paths)
+static int measure_all(struct bench *bench, struct bench_model *const *models, unsigned n_models,
+		       FILE *json)
 {
-	FILE *json = NULL;
-	int r;
+	int r, ended;
 
-	if (bench->json_path) {
-		json = fopen(bench->json_path, "we");
-		if (!json)
-			return message_set(-errno, "cannot write %s: %s", bench->json_path,
-					   strerror(errno));
-	}
 	bench_report_begin(&bench->report, &bench->options, bench->variants, bench->n_variants,
 			   bench->quick, json);
 	r = measure_synthetic(bench);
-	for (int i = 0; i < n_paths && !r; i++)
-		r = measure_model(bench, paths[i]);
+	for (unsigned i = 0; i < n_models && !r; i++)
+		r = measure_model(bench, models[i]);
 	if (!r && bench->n_measured == 0)
 		r = message_set(-ENOENT, "no data is named so");
-	if (!r)
-		r = bench_report_end(&bench->report);
+	/* What was measured before a failure, or before Ctrl-C, is worth having. */
+	ended = bench_report_end(&bench->report, r == 0);
 	bench_report_deinit(&bench->report);
+	return r ? r : ended;
+}
+
+/* Opens what can fail first: not after a quarter of an hour. */
+static int open_and_measure(struct bench *bench, char **paths, unsigned n_paths)
+{
+	struct bench_model **models = memory_zalloc((n_paths + 1) * sizeof(struct bench_model *));
+	FILE *json = NULL;
+	int r = models ? 0 : -ENOMEM;
+
+	for (unsigned i = 0; i < n_paths && !r; i++)
+		r = bench_model_open(&models[i], paths[i]);
+	if (!r && bench->json_path) {
+		json = fopen(bench->json_path, "we");
+		if (!json)
+			r = message_set(-errno, "cannot write %s: %s", bench->json_path,
+					strerror(errno));
+	}
+	if (!r)
+		r = measure_all(bench, models, n_paths, json);
 	if (json && (ferror(json) | fclose(json)) && !r)
 		r = message_set(-EIO, "cannot write %s", bench->json_path);
+	for (unsigned i = 0; models && i < n_paths; i++)
+		bench_model_free(models[i]);
+	memory_free(models);
 	return r;
 }
 
@@ -378,7 +391,7 @@ int verb_bench(int argc, char **argv)
 	choose_sizes(bench);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
-	r = measure_all(bench, argv + optind + 1, argc - optind - 1);
+	r = open_and_measure(bench, argv + optind + 1, (unsigned)(argc - optind - 1));
 	memory_free(bench);
 	if (r)
 		return verb_failure("bench", r, message_get());
