@@ -11,6 +11,7 @@
 
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #define BUDGET (24ULL << 20)
@@ -179,6 +180,78 @@ static void test_forked_child_after_recycling(void **state)
 	close(go[1]);
 }
 
+/* A descriptor of the arena that the last mapping is of: -1 where map_files is not to be had. */
+static int steal_arena(const void *inside)
+{
+	char line[256], name[128];
+	unsigned long start, end;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	int fd = -1;
+
+	while (maps && fd < 0 && fgets(line, sizeof(line), maps)) {
+		if (sscanf(line, "%lx-%lx", &start, &end) != 2 || (uintptr_t)inside < start ||
+		    (uintptr_t)inside >= end)
+			continue;
+		(void)snprintf(name, sizeof(name), "/proc/self/map_files/%lx-%lx", start, end);
+		fd = open(name, O_RDONLY | O_CLOEXEC);
+		break;
+	}
+	if (maps)
+		fclose(maps);
+	return fd;
+}
+
+/*
+ * A mapping that another process got hold of: the client that was given it has gone and the model
+ * is unloaded, yet its bytes stay as they are and in the budget until that process lets go.
+ */
+static void test_mapping_passed_on(void **state)
+{
+	struct dcmem *model = attach();
+	struct dcmem_conn *conn = NULL;
+	struct dcmem_view view;
+	struct stat file;
+	uint8_t *stolen;
+	char request[300], *reply = NULL;
+	size_t at = 0;
+	int fd;
+
+	assert_int_equal(dcmem_acquire(model, 0, 0, STEP, &view), 0);
+	fd = steal_arena(view.data);
+	if (fd < 0) {
+		dcmem_close(model);
+		skip();
+	}
+	assert_int_equal(fstat(fd, &file), 0);
+	stolen = mmap(NULL, (size_t)file.st_size, PROT_READ, MAP_SHARED, fd, 0);
+	close(fd);
+	assert_ptr_not_equal(stolen, MAP_FAILED);
+	while (memcmp(stolen + at, view.data, view.n_bytes) != 0) {
+		at += 64;
+		assert_true(at + view.n_bytes <= (size_t)file.st_size);
+	}
+	dcmem_close(model);
+	assert_int_equal(dcmem_connect(&options, &conn), 0);
+	assert_int_equal(dcmem_request(conn, "{\"cmd\":\"unload\",\"name\":\"m\"}", &reply), 0);
+	dcmem_free(reply);
+	assert_true(stat_of("orphaned_bytes") + stat_of("retired_bytes") >= (uint64_t)file.st_size);
+	(void)snprintf(request, sizeof(request),
+		       "{\"cmd\":\"load\",\"path\":\"%s\",\"name\":\"m\"}", path);
+	if (dcmem_request(conn, request, &reply) != 0)
+		fail_msg("%s", dcmem_error());
+	dcmem_free(reply);
+	dcmem_disconnect(conn);
+	assert_int_equal(sweep(), 0); /* in what is left of the budget */
+	assert_memory_equal(stolen + at, weights[0], STEP * sizeof(weights[0]));
+	budget_holds();
+	assert_int_equal(munmap(stolen, (size_t)file.st_size), 0);
+	for (unsigned tries = 0; stat_of("orphaned_bytes") + stat_of("retired_bytes") != 0; tries++) {
+		assert_true(tries < 3000);
+		(void)usleep(1000);
+	}
+	assert_int_equal(sweep(), 0);
+}
+
 /* Kills clients at random points of their work, while one beside them checks every byte. */
 static void test_clients_killed_anywhere(void **state)
 {
@@ -319,6 +392,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_forked_child_after_recycling),
 		cmocka_unit_test(test_clients_killed_anywhere),
 		cmocka_unit_test(test_leases_return_in_time),
+		cmocka_unit_test(test_mapping_passed_on),
 		cmocka_unit_test(test_descriptors_exhausted),
 	};
 

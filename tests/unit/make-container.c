@@ -14,18 +14,20 @@
 #include "base/range.h"
 #include "codec/codec.h"
 
-#define SLOTS 64
 
 struct maker {
 	uint8_t *file; /* grows; zeroed */
-	size_t n_bytes;
+	size_t n_bytes, capacity;
 };
 
 static void *maker_room(struct maker *m, size_t n_bytes, size_t align)
 {
 	size_t at = align_up(m->n_bytes, align);
 
-	m->file = realloc(m->file, at + n_bytes);
+	if (at + n_bytes > m->capacity) {
+		m->capacity = 2 * (at + n_bytes);
+		m->file = realloc(m->file, m->capacity);
+	}
 	if (!m->file)
 		abort();
 	memset(m->file + m->n_bytes, 0, at + n_bytes - m->n_bytes);
@@ -36,11 +38,11 @@ static void *maker_room(struct maker *m, size_t n_bytes, size_t align)
 static void maker_pages(struct maker *m, const struct make_tensor *t, struct container_form *form,
 			struct container_page *pages, uint64_t first)
 {
-	struct codec_context *codec = codec_context_new_encoder();
+	struct codec_context *codec = t->codec == CODEC_RAW ? NULL : codec_context_new_encoder();
 	uint8_t *buffer = malloc(t->page_bytes + 1);
 	uint64_t segment = sizeof(struct container_header);
 
-	(void)maker_room(m, 0, 4096);
+	(void)maker_room(m, 0, t->n_bytes < 4096 ? 64 : 4096);
 	*form = (struct container_form){.page_record = first,
 					.offset = m->n_bytes - segment,
 					.flags = CONTAINER_FORM_RAW};
@@ -90,22 +92,33 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 	struct maker m = {0};
 	struct container_tensor *records = calloc(n_tensors, sizeof(*records));
 	struct container_form *forms = calloc(n_tensors, sizeof(*forms));
-	struct container_page *pages = calloc(65536, sizeof(*pages));
+	struct container_page *pages;
 	struct container_file file = {.kind = CONTAINER_FILE_VERBATIM, .name_bytes = 11};
 	struct container_segment segment = {.offset = sizeof(struct container_header)};
-	char strings[4096] = "config.json";
-	uint64_t n_strings = 12, n_pages = 0;
-	uint32_t slots[SLOTS];
+	uint64_t n_strings = 12, n_pages = 0, n_slots = 16;
+	uint32_t *slots;
+	char *strings;
 	struct container_header *header;
 	struct container_index *head;
 	size_t start;
 	int fd, r;
 
-	memset(slots, 0xff, sizeof(slots));
+	for (unsigned i = 0; i < n_tensors; i++) {
+		n_strings += strlen(tensors[i].name) + 1;
+		n_pages += tensors[i].n_bytes / tensors[i].page_bytes + 1;
+		n_slots *= n_slots < 2 * (uint64_t)n_tensors ? 2 : 1;
+	}
+	pages = calloc(n_pages, sizeof(*pages));
+	slots = malloc(n_slots * sizeof(*slots));
+	strings = calloc(n_strings, 1);
+	memset(slots, 0xff, n_slots * sizeof(*slots));
+	memcpy(strings, "config.json", 12);
+	n_strings = 12;
+	n_pages = 0;
 	(void)maker_room(&m, sizeof(*header), 1);
 	for (unsigned i = 0; i < n_tensors; i++) {
 		const struct make_tensor *t = &tensors[i];
-		uint64_t slot = hash_64_seeded(t->name, strlen(t->name), 5) % SLOTS;
+		uint64_t slot = hash_64_seeded(t->name, strlen(t->name), 5) % n_slots;
 
 		records[i] = (struct container_tensor){.name_offset = n_strings,
 						       .name_bytes = (uint32_t)strlen(t->name),
@@ -121,7 +134,7 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 		memcpy(strings + n_strings, t->name, strlen(t->name));
 		n_strings += strlen(t->name) + 1;
 		while (slots[slot] != UINT32_MAX)
-			slot = (slot + 1) % SLOTS;
+			slot = (slot + 1) % n_slots;
 		slots[slot] = i;
 		maker_pages(&m, t, &forms[i], pages, n_pages);
 		n_pages += forms[i].n_pages;
@@ -138,7 +151,7 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 	(void)maker_room(&m, sizeof(*head), 1);
 	maker_table(&m, CONTAINER_TABLE_STRINGS, start, strings, n_strings, 1);
 	maker_table(&m, CONTAINER_TABLE_TENSORS, start, records, n_tensors, sizeof(*records));
-	maker_table(&m, CONTAINER_TABLE_NAMES, start, slots, SLOTS, sizeof(*slots));
+	maker_table(&m, CONTAINER_TABLE_NAMES, start, slots, n_slots, sizeof(*slots));
 	maker_table(&m, CONTAINER_TABLE_FORMS, start, forms, n_tensors, sizeof(*forms));
 	maker_table(&m, CONTAINER_TABLE_PAGES, start, pages, n_pages, sizeof(*pages));
 	maker_table(&m, CONTAINER_TABLE_COMPANIONS, start, companions, n_companions,
@@ -170,5 +183,7 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 	free(records);
 	free(forms);
 	free(pages);
+	free(slots);
+	free(strings);
 	return r;
 }
