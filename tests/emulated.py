@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A cross build, run by its emulator, packs the same bytes as the host's own build, and serves them.
+"""A cross build, run by its emulator, packs the bytes that the host's own build packs, and serves.
 
 usage: emulated.py BUILD_DIR MODEL_DIR [EMULATOR...]
 

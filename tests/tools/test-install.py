@@ -74,7 +74,8 @@ def check_library(libdir):
     library = os.path.join(libdir, "libdcmem.so.1")
     needed = set(re.findall(r"\(NEEDED\).*\[([^]]*?)\.so", run("readelf", "-d", library)))
     assert needed <= LIBRARIES and "libzstd" in needed, needed
-    symbols = re.findall(r"^\w+ [TDBRVW] ([^@\n]+)", run("nm", "-D", "--defined-only", library), re.M)
+    symbols = re.findall(r"^\w+ [TDBRVW] ([^@\n]+)",
+                         run("nm", "-D", "--defined-only", library), re.M)
     assert symbols and all(name.startswith("dcmem_") for name in symbols), symbols
     assert ctypes.CDLL(library).dcmem_abi_version() == 1  # dlopen
     assert "RUNPATH" not in run("readelf", "-d", library)
@@ -105,7 +106,8 @@ def check_programs(source, root, libdir, prefix_dir, directory):
             text = os.path.join(directory, "open.cc")
             with open(text, "w", encoding="ascii") as file:
                 file.write('#include <dcmem/dcmem.h>\nint main(int, char **v)\n{\n'
-                           'struct dcmem *model;\nif (dcmem_open(v[1], nullptr, &model)) return 1;\n'
+                           'struct dcmem *model;\n'
+                           'if (dcmem_open(v[1], nullptr, &model)) return 1;\n'
                            'return dcmem_close(model) != nullptr;\n}\n')
         run(*compiler, "-Wall", "-Wextra", "-Werror", text, "-o", out, *libs, env=environment)
         clean = {name: value for name, value in environment.items() if name != "LD_LIBRARY_PATH"}
