@@ -1,15 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Everything about an index that getters leave out, checked once by whoever brings the bytes in:
- * loading, opening in-process, verify. Linear time, whatever the bytes.
+ * loading, opening in-process, verify. Whatever the bytes, the time is that of sorting its records:
+ * each form is checked for one tensor, each page for one form, and names are told apart by a hash
+ * whose seed the writer could not know.
  */
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
+#include "base/hash.h"
+#include "base/memory.h"
 #include "base/message.h"
 #include "base/range.h"
 #include "codec/codec.h"
 #include "dcmem/dcmem.h"
 #include "model/index.h"
+
+/* Where something lies: a form in a segment, a blob in the file (segment UINT64_MAX). */
+struct extent {
+	uint64_t segment, start, end;
+};
+
+struct name {
+	uint64_t hash, id;
+};
+
+struct check {
+	const struct index *index;
+	uint64_t *owner;    /* of each form: its first tensor + 1 */
+	struct name *names; /* of tensors */
+	struct extent *extents; /* of forms, then of blobs */
+	uint64_t n_extents;
+	uint64_t n_pages; /* of the forms seen so far */
+	uint64_t segments_end;
+	uint64_t seed;
+};
 
 static int damaged(const char *what, const char *name)
 {
@@ -56,7 +83,7 @@ static int check_form(const struct index *index, const struct container_tensor *
 {
 	const struct container_page *pages;
 	int r = index_pages(index, form->page_record, form->n_pages, &pages);
-	uint64_t raw_at = form->offset;
+	uint64_t raw_at = form->offset, least = form->offset;
 
 	if (r)
 		return r;
@@ -69,10 +96,11 @@ static int check_form(const struct index *index, const struct container_tensor *
 			return message_set(INDEX_E_UNSUPPORTED,
 					   "index: '%.200s': codec %u is unknown, update dcmem", name,
 					   page->codec);
-		if (page->offset < form->offset ||
+		if (page->offset < least ||
 		    !range_fits(page->offset - form->offset, page->stored_bytes,
 				form->stored_bytes))
-			return damaged("page outside its form", name);
+			return damaged("page outside its form, or over another", name);
+		least = page->offset + page->stored_bytes;
 		if (page->codec == CODEC_RAW && page->stored_bytes != decoded)
 			return damaged("raw page of a wrong length", name);
 		if (form->flags & CONTAINER_FORM_RAW) {
@@ -84,7 +112,27 @@ static int check_form(const struct index *index, const struct container_tensor *
 	return 0;
 }
 
-static int check_forms(const struct index *index, const struct container_tensor *tensor,
+/* A tensor whose forms belong to an earlier one: all of them, and of the same pages. */
+static int check_shared(struct check *check, const struct container_tensor *tensor, const char *name)
+{
+	const struct container_form *form;
+	const struct container_tensor *first;
+	int r = index_form(check->index, tensor->first_form, &form);
+
+	if (r)
+		return r;
+	if (check->owner[tensor->first_form] == 0)
+		return damaged("forms of an earlier tensor that has none", name);
+	r = index_tensor(check->index, check->owner[tensor->first_form] - 1, &first);
+	if (r)
+		return r;
+	if (first->first_form != tensor->first_form || first->n_forms != tensor->n_forms ||
+	    first->n_bytes != tensor->n_bytes || first->page_bytes != tensor->page_bytes)
+		return damaged("forms of a tensor of another size", name);
+	return 0;
+}
+
+static int check_forms(struct check *check, uint64_t id, const struct container_tensor *tensor,
 		       const char *name)
 {
 	struct index_shape shape;
@@ -93,61 +141,188 @@ static int check_forms(const struct index *index, const struct container_tensor 
 
 	if (r)
 		return r;
+	if ((tensor->flags & CONTAINER_TENSOR_SHARED) && tensor->n_forms)
+		return check_shared(check, tensor, name);
 	for (uint64_t i = 0; i < tensor->n_forms; i++) {
 		const struct container_form *form;
 
-		r = index_form(index, tensor->first_form + i, &form);
+		r = index_form(check->index, tensor->first_form + i, &form);
 		if (r)
 			return r;
+		if (check->owner[tensor->first_form + i])
+			return damaged("form of another tensor, which it does not say", name);
+		check->owner[tensor->first_form + i] = id + 1;
 		if (!range_fits(form->first_page, form->n_pages, shape.n_pages))
 			return damaged("form of pages that it does not have", name);
 		if ((form->flags & CONTAINER_FORM_RAW) && form->offset % CONTAINER_SMALL_ALIGN)
 			return damaged("raw form not aligned", name);
 		if (i == 0 && form->first_page == 0 && form->n_pages == shape.n_pages)
 			whole = true;
-		r = check_form(index, tensor, form, name);
+		/* Forms share no records, so those of all of them are no more than there are. */
+		if (form->n_pages > check->index->n_pages - check->n_pages)
+			return damaged("page records of another form", name);
+		check->n_pages += form->n_pages;
+		r = check_form(check->index, tensor, form, name);
 		if (r)
 			return r;
+		check->extents[check->n_extents++] =
+			(struct extent){form->segment, form->offset, form->offset + form->stored_bytes};
 	}
 	return whole ? 0 : damaged("its first form does not cover it", name);
+}
+
+/* As docs/container.md says of relations 1 to 3; the others are as long as they like. */
+static bool companion_fits(const struct container_companion *companion,
+			   const struct index_shape *shape, uint64_t n_elements)
+{
+	uint64_t groups;
+
+	if (companion->axis < -1 || companion->axis > 1)
+		return false;
+	if (companion->relation > DCMEM_REL_INPUT_SCALE)
+		return true;
+	if (companion->group_size) {
+		groups = div_up(shape->n_cols, companion->group_size);
+		return n_elements == groups * shape->n_rows;
+	}
+	return n_elements == (companion->axis == 0   ? shape->n_rows
+			      : companion->axis == 1 ? shape->n_cols
+						     : 1);
 }
 
 static int check_companions(const struct index *index, uint64_t id,
 			    const struct container_tensor *tensor, const char *name)
 {
-	for (uint64_t i = 0; i < tensor->n_companions; i++) {
-		const struct container_companion *companion;
-		int r = index_companion(index, tensor->first_companion + i, &companion);
+	struct index_shape shape, other_shape;
+	int r = index_shape(tensor, &shape);
 
+	for (uint64_t i = 0; r == 0 && i < tensor->n_companions; i++) {
+		const struct container_companion *companion;
+		const struct container_tensor *other = NULL;
+
+		r = index_companion(index, tensor->first_companion + i, &companion);
 		if (r)
 			return message_prefix(r, "'%.200s'", name);
 		if (companion->tensor != id || companion->companion == id)
 			return damaged("companion of another tensor", name);
+		r = index_tensor(index, companion->companion, &other);
+		if (!r)
+			r = index_shape(other, &other_shape);
+		if (!r && !companion_fits(companion, &shape, other->n_bytes / other_shape.element_bytes))
+			return damaged("companion that does not fit its shape", name);
 	}
-	return 0;
+	return r;
 }
 
-static int check_tensor(const struct index *index, uint64_t id)
+static int check_tensor(struct check *check, uint64_t id)
 {
 	const struct container_tensor *tensor;
 	const char *name;
-	uint64_t found;
-	int r = index_tensor(index, id, &tensor);
+	int r = index_tensor(check->index, id, &tensor);
 
 	if (!r)
-		r = index_tensor_name(index, tensor, &name);
+		r = index_tensor_name(check->index, tensor, &name);
 	if (r)
 		return r;
 	if (!utf8_is_valid(name, tensor->name_bytes))
 		return damaged("name is not UTF-8", name);
-	r = index_find(index, name, &found);
-	if (r == INDEX_E_NOT_FOUND || (!r && found != id))
-		return damaged("name twice, or not in the name table", name);
+	check->names[id] = (struct name){
+		.hash = hash_64_seeded(name, tensor->name_bytes, check->seed),
+		.id = id,
+	};
+	r = check_forms(check, id, tensor, name);
 	if (!r)
-		r = check_forms(index, tensor, name);
-	if (!r)
-		r = check_companions(index, id, tensor, name);
+		r = check_companions(check->index, id, tensor, name);
 	return r;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+	const struct name *x = a, *y = b;
+
+	return x->hash != y->hash ? (x->hash < y->hash ? -1 : 1) : x->id < y->id ? -1 : x->id > y->id;
+}
+
+static const char *name_of(const struct index *index, uint64_t id)
+{
+	const struct container_tensor *tensor;
+	const char *name = "";
+
+	if (index_tensor(index, id, &tensor) == 0)
+		(void)index_tensor_name(index, tensor, &name);
+	return name;
+}
+
+/* No name twice, and the name table has each tensor once, where looking for it gets to. */
+static int check_names(struct check *check)
+{
+	const struct index *index = check->index;
+	uint64_t n_slots = 0, first = 0, start = 0, n_found = 0;
+	const uint32_t *slots = NULL;
+	int r;
+
+	qsort(check->names, index->n_tensors, sizeof(*check->names), compare_names);
+	for (uint64_t i = 1; i < index->n_tensors; i++) {
+		const struct name *name = &check->names[i];
+
+		if (name[-1].hash == name->hash &&
+		    strcmp(name_of(index, name[-1].id), name_of(index, name->id)) == 0)
+			return damaged("name twice", name_of(index, name->id));
+	}
+	r = index_name_slots(index, &slots, &n_slots);
+	if (r)
+		return r;
+	/* From an empty slot once round; `start` is where the run of filled slots began. */
+	while (first < n_slots && slots[first] != UINT32_MAX)
+		first++;
+	if (first == n_slots)
+		return message_set(INDEX_E_CORRUPT, "index: the name table is full");
+	for (uint64_t i = 0; i < index->n_tensors; i++)
+		check->names[i].id = 0; /* now: the tensor was met */
+	for (uint64_t i = 0; i < n_slots; i++) {
+		uint64_t at = (first + i) & (n_slots - 1), home;
+		const char *name;
+
+		if (slots[at] == UINT32_MAX) {
+			start = i + 1;
+			continue;
+		}
+		if (slots[at] >= index->n_tensors || check->names[slots[at]].id++)
+			return message_set(INDEX_E_CORRUPT, "index: the name table has tensor %u twice, "
+					   "or there is none", slots[at]);
+		name = name_of(index, slots[at]);
+		home = hash_64_seeded(name, strlen(name), index_head(index)->name_seed);
+		if (((home - first) & (n_slots - 1)) < start || ((home - first) & (n_slots - 1)) > i)
+			return damaged("name not where the name table should have it", name);
+		n_found++;
+	}
+	return n_found == index->n_tensors ?
+		       0 :
+		       message_set(INDEX_E_CORRUPT, "index: the name table has not all tensors");
+}
+
+static int compare_extents(const void *a, const void *b)
+{
+	const struct extent *x = a, *y = b;
+
+	if (x->segment != y->segment)
+		return x->segment < y->segment ? -1 : 1;
+	if (x->start != y->start)
+		return x->start < y->start ? -1 : 1;
+	return x->end < y->end ? -1 : x->end > y->end;
+}
+
+static int check_overlaps(struct check *check)
+{
+	qsort(check->extents, check->n_extents, sizeof(*check->extents), compare_extents);
+	for (uint64_t i = 1; i < check->n_extents; i++) {
+		const struct extent *extent = &check->extents[i];
+
+		if (extent[-1].segment == extent->segment && extent[-1].end > extent->start)
+			return message_set(INDEX_E_CORRUPT, "index: forms or blobs overlap at %llu",
+					   (unsigned long long)extent->start);
+	}
+	return 0;
 }
 
 /* Relative, with no empty, "." or ".." part: restoring cannot leave its directory. */
@@ -165,8 +340,9 @@ static bool file_name_is_safe(const char *name)
 	}
 }
 
-static int check_file(const struct index *index, uint64_t i)
+static int check_file(struct check *check, uint64_t i)
 {
+	const struct index *index = check->index;
 	const struct container_file *file;
 	const char *name;
 	int r = index_file(index, i, &file);
@@ -180,18 +356,21 @@ static int check_file(const struct index *index, uint64_t i)
 	if (file->blob_bytes > file->file_bytes ||
 	    (file->kind == CONTAINER_FILE_VERBATIM && file->blob_bytes != file->file_bytes))
 		return damaged("file of a wrong length", name);
+	if (file->blob_offset < check->segments_end && file->blob_bytes)
+		return damaged("blob over a segment", name);
+	check->extents[check->n_extents++] = (struct extent){
+		UINT64_MAX, file->blob_offset, file->blob_offset + file->blob_bytes};
 	return 0;
 }
 
-int index_check(const struct index *index)
+static int check_segments(struct check *check)
 {
 	uint64_t end = sizeof(struct container_header);
-	int r;
 
-	for (uint64_t i = 0; i < index->n_segments; i++) {
+	for (uint64_t i = 0; i < check->index->n_segments; i++) {
 		const struct container_segment *segment;
+		int r = index_segment(check->index, i, &segment);
 
-		r = index_segment(index, i, &segment);
 		if (r)
 			return r;
 		/* In file order, so that none overlaps another. */
@@ -200,15 +379,36 @@ int index_check(const struct index *index)
 			return message_set(INDEX_E_CORRUPT, "index: segment %llu overlaps or wraps",
 					   (unsigned long long)i);
 	}
-	for (uint64_t i = 0; i < index->n_tensors; i++) {
-		r = check_tensor(index, i);
-		if (r)
-			return r;
-	}
-	for (uint64_t i = 0; i < index->n_files; i++) {
-		r = check_file(index, i);
-		if (r)
-			return r;
-	}
+	check->segments_end = end;
 	return 0;
+}
+
+static int check_all(struct check *check)
+{
+	int r = check_segments(check);
+
+	for (uint64_t i = 0; r == 0 && i < check->index->n_tensors; i++)
+		r = check_tensor(check, i);
+	for (uint64_t i = 0; r == 0 && i < check->index->n_files; i++)
+		r = check_file(check, i);
+	if (!r)
+		r = check_names(check);
+	return r ? r : check_overlaps(check);
+}
+
+int index_check(const struct index *index)
+{
+	_cleanup_(cleanup_memory) uint64_t *owner =
+		memory_array(index->n_forms + 1, sizeof(*owner));
+	_cleanup_(cleanup_memory) struct name *names =
+		memory_array(index->n_tensors + 1, sizeof(*names));
+	_cleanup_(cleanup_memory) struct extent *extents =
+		memory_array(index->n_forms + index->n_files + 1, sizeof(*extents));
+	struct check check = {.index = index, .owner = owner, .names = names, .extents = extents};
+
+	if (!owner || !names || !extents)
+		return message_set(-ENOMEM, "no memory to check the index");
+	if (getrandom(&check.seed, sizeof(check.seed), 0) != sizeof(check.seed))
+		return message_set(-errno, "no random numbers");
+	return check_all(&check);
 }

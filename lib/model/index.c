@@ -172,22 +172,33 @@ int index_tensor_name(const struct index *index, const struct container_tensor *
 	return string_at(index, tensor->name_offset, tensor->name_bytes, ret_name);
 }
 
-int index_find(const struct index *index, const char *name, uint64_t *ret_id)
+int index_name_slots(const struct index *index, const uint32_t **ret_slots, uint64_t *ret_n)
 {
 	const struct container_table *table = table_of(index, CONTAINER_TABLE_NAMES);
-	const uint32_t *slots = record_of(index, CONTAINER_TABLE_NAMES, 0);
-	size_t n_bytes = strlen(name);
-	uint64_t mask = table->count - 1, at;
 
-	if (table->count & mask || table->count <= index->n_tensors)
+	if (table->count & (table->count - 1) || table->count <= index->n_tensors)
 		return corrupt("name table has a wrong size", table->count);
+	*ret_slots = record_of(index, CONTAINER_TABLE_NAMES, 0);
+	*ret_n = table->count;
+	return 0;
+}
+
+int index_find(const struct index *index, const char *name, uint64_t *ret_id)
+{
+	size_t n_bytes = strlen(name);
+	const uint32_t *slots = NULL;
+	uint64_t n_slots = 0, mask, at;
+	int r = index_name_slots(index, &slots, &n_slots);
+
+	if (r)
+		return r;
+	mask = n_slots - 1;
 	at = hash_64_seeded(name, n_bytes, index_head(index)->name_seed) & mask;
 	/* Hostile tables may have no empty slot: probe each one once. */
-	for (uint64_t i = 0; i < table->count; i++, at = (at + 1) & mask) {
+	for (uint64_t i = 0; i < n_slots; i++, at = (at + 1) & mask) {
 		const struct container_tensor *tensor;
 		const char *other = "";
 		uint32_t slot = slots[at];
-		int r;
 
 		if (slot == UINT32_MAX)
 			break;

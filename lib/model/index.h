@@ -35,6 +35,8 @@ int index_tensor(const struct index *index, uint64_t id, const struct container_
 int index_tensor_name(const struct index *index, const struct container_tensor *tensor,
 		      const char **ret_name);
 int index_find(const struct index *index, const char *name, uint64_t *ret_id);
+/* The name table: tensor numbers, UINT32_MAX where empty; a power of two, more than tensors. */
+int index_name_slots(const struct index *index, const uint32_t **ret_slots, uint64_t *ret_n);
 int index_form(const struct index *index, uint64_t form, const struct container_form **ret);
 int index_page(const struct index *index, uint64_t page, const struct container_page **ret);
 /* Records [first, first + count) of the page table, checked as a range. */

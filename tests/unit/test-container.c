@@ -118,9 +118,10 @@ static void put(uint64_t at, const void *bytes, size_t n)
 static int try_index(uint64_t at, const void *bytes, size_t n, unsigned *ret_pages)
 {
 	struct container_header header = good_header;
-	uint8_t *index = good + header.index_offset, old[8];
+	uint8_t *index = good + header.index_offset, old[4096];
 	int r;
 
+	assert_true(n <= sizeof(old));
 	memcpy(old, index + at, n);
 	memcpy(index + at, bytes, n);
 	header.index_hash = hash_64(index, header.index_bytes);
@@ -178,6 +179,41 @@ static void test_hostile(void **state)
 	assert_true(n_refused > good_header.index_bytes);
 }
 
+/* Whole records that are right on their own, and wrong beside the others. */
+static void test_contradictions(void **state)
+{
+	const uint8_t *base = good + good_header.index_offset;
+	const struct container_index *head = (const struct container_index *)base;
+	uint64_t at = head->tables[CONTAINER_TABLE_TENSORS].offset, slots_at, n_slots;
+	struct container_tensor tensors[2], changed;
+	uint32_t slots[1024];
+	unsigned n_pages;
+
+	assert_true(head->tables[CONTAINER_TABLE_TENSORS].count >= 2);
+	memcpy(tensors, base + at, sizeof(tensors));
+	assert_int_equal(try_index(at, tensors, sizeof(tensors), &n_pages), 0);
+	at += sizeof(*tensors);
+	changed = tensors[1]; /* two tensors of one name */
+	changed.name_offset = tensors[0].name_offset;
+	changed.name_bytes = tensors[0].name_bytes;
+	assert_int_equal(try_index(at, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = tensors[1]; /* forms of no earlier tensor */
+	changed.flags |= CONTAINER_TENSOR_SHARED;
+	assert_int_equal(try_index(at, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = tensors[1]; /* forms of an earlier one, unsaid */
+	changed.first_form = tensors[0].first_form;
+	changed.n_forms = tensors[0].n_forms;
+	assert_int_equal(try_index(at, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed.flags |= CONTAINER_TENSOR_SHARED; /* said, but it has another size */
+	assert_int_equal(try_index(at, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	slots_at = head->tables[CONTAINER_TABLE_NAMES].offset;
+	n_slots = head->tables[CONTAINER_TABLE_NAMES].count;
+	assert_true(n_slots > 1 && n_slots <= 1024);
+	for (uint64_t i = 0; i < n_slots; i++) /* names where nobody looks */
+		memcpy(&slots[i], base + slots_at + 4 * ((i + 1) % n_slots), 4);
+	assert_int_equal(try_index(slots_at, slots, 4 * n_slots, &n_pages), INDEX_E_CORRUPT);
+}
+
 static void test_truncated(void **state)
 {
 	unsigned n_pages;
@@ -209,7 +245,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_good),	  cmocka_unit_test(test_damaged),
 		cmocka_unit_test(test_hostile),	  cmocka_unit_test(test_truncated),
-		cmocka_unit_test(test_not_a_file),
+		cmocka_unit_test(test_not_a_file),   cmocka_unit_test(test_contradictions),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
