@@ -54,11 +54,71 @@ TARGET_PART float dot_of(uint32_t dtype, const uint8_t *row, const float *x, siz
 	return sum;
 }
 
+/* Of each 16, the even ones first: where dot_bf16() has them. */
+TARGET static bool avx2_arrange(uint32_t dtype, const float *x, size_t n, float *out)
+{
+	size_t i = 0;
+
+	if (dtype != DCMEM_BF16)
+		return false;
+	for (; i + 16 <= n; i += 16) {
+		for (size_t j = 0; j < 8; j++) {
+			out[i + j] = x[i + 2 * j];
+			out[i + 8 + j] = x[i + 2 * j + 1];
+		}
+	}
+	memcpy(out + i, x + i, (n - i) * sizeof(*x));
+	return true;
+}
+
+/*
+ * BF16 by 32-bit words: an odd element is its word without the low half, an even one its low half
+ * shifted up. Half the instructions of widening eight at a time, so that memory sets the pace.
+ */
+TARGET_PART float dot_bf16(const uint8_t *row, const float *x, size_t n)
+{
+	const __m256i odd = _mm256_set1_epi32((int)0xffff0000U);
+	__m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
+	__m128 low;
+	size_t i = 0;
+	float sum;
+
+	for (; i + 32 <= n; i += 32) {
+		__m256i a = _mm256_loadu_si256((const __m256i *)(row + 2 * i));
+		__m256i b = _mm256_loadu_si256((const __m256i *)(row + 2 * i + 32));
+
+		s0 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+				     _mm256_loadu_ps(x + i), s0);
+		s1 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, odd)),
+				     _mm256_loadu_ps(x + i + 8), s1);
+		s2 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(b, 16)),
+				     _mm256_loadu_ps(x + i + 16), s2);
+		s3 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(b, odd)),
+				     _mm256_loadu_ps(x + i + 24), s3);
+	}
+	for (; i + 16 <= n; i += 16) {
+		__m256i a = _mm256_loadu_si256((const __m256i *)(row + 2 * i));
+
+		s0 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(a, 16)),
+				     _mm256_loadu_ps(x + i), s0);
+		s1 = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(a, odd)),
+				     _mm256_loadu_ps(x + i + 8), s1);
+	}
+	s0 = _mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3));
+	low = _mm_add_ps(_mm256_castps256_ps128(s0), _mm256_extractf128_ps(s0, 1));
+	low = _mm_add_ps(low, _mm_movehl_ps(low, low));
+	low = _mm_add_ss(low, _mm_movehdup_ps(low));
+	sum = _mm_cvtss_f32(low);
+	for (; i < n; i++)
+		sum += kernel_element(DCMEM_BF16, row, i) * x[i];
+	return sum;
+}
+
 TARGET static float avx2_dot(uint32_t dtype, const void *row, const float *x, size_t n)
 {
 	switch (dtype) {
 	case DCMEM_BF16:
-		return dot_of(DCMEM_BF16, row, x, n);
+		return dot_bf16(row, x, n);
 	case DCMEM_F16:
 		return dot_of(DCMEM_F16, row, x, n);
 	case DCMEM_I8:
@@ -183,6 +243,7 @@ TARGET static double avx2_peak(uint64_t n_rounds, float *ret_sum)
 const struct kernel kernel_avx2 = {
 	.name = "avx2",
 	.tile = TILE,
+	.arrange = avx2_arrange,
 	.dot = avx2_dot,
 	.expand = avx2_expand,
 	.axpy = avx2_axpy,

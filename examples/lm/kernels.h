@@ -19,7 +19,9 @@
 struct kernel {
 	const char *name;
 	unsigned int tile; /* batch columns of a register block */
-	/* sum of row[i] * x[i]; dtype is one that kernel_has_dtype() accepts */
+	/* x as dot() wants it for rows of that dtype; NULL, or false returned: as it is */
+	bool (*arrange)(uint32_t dtype, const float *x, size_t n, float *out);
+	/* sum of row[i] * x[i], x arranged; dtype is one that kernel_has_dtype() accepts */
 	float (*dot)(uint32_t dtype, const void *row, const float *x, size_t n);
 	/* out[i] = row[i] */
 	void (*expand)(uint32_t dtype, const void *row, size_t n, float *out);

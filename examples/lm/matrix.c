@@ -104,21 +104,52 @@ static void panel_job(void *data, size_t i)
 			       (unsigned int)(end - row < PANEL_ROWS ? end - row : PANEL_ROWS));
 }
 
+static int reserve_packed(struct engine *engine, size_t n, size_t n_cols)
+{
+	size_t need;
+
+	if (__builtin_mul_overflow(n, n_cols, &need))
+		return error_set(-ENOMEM, "no memory for a batch");
+	if (need <= engine->n_packed)
+		return 0;
+	array_free(engine->packed);
+	engine->n_packed = 0;
+	engine->packed = array_new(need, sizeof(float));
+	if (!engine->packed)
+		return error_set(-ENOMEM, "no memory for a batch of %zu", n);
+	engine->n_packed = need;
+	return 0;
+}
+
+/* [n][cols] in the order in which the kernel multiplies rows of that type: itself, or a copy. */
+static int arrange(struct engine *engine, const struct weight *weight, const float *x, size_t n,
+		   const float **ret_x)
+{
+	int r;
+
+	*ret_x = x;
+	if (!engine->kernel->arrange)
+		return 0;
+	r = reserve_packed(engine, n, weight->n_cols);
+	if (r != 0)
+		return r;
+	for (size_t b = 0; b < n; b++) {
+		if (!engine->kernel->arrange(weight->dtype, x + b * weight->n_cols, weight->n_cols,
+					     engine->packed + b * weight->n_cols))
+			return 0;
+	}
+	*ret_x = engine->packed;
+	return 0;
+}
+
 /* [n][cols] to tiles: packed[b / tile][k][b % tile], missing columns 0. */
 static int pack(struct engine *engine, const float *x, size_t n, size_t n_cols, size_t n_padded)
 {
-	size_t tile = engine->kernel->tile, need;
+	size_t tile = engine->kernel->tile;
+	int r = reserve_packed(engine, n_padded, n_cols);
 
-	if (__builtin_mul_overflow(n_padded, n_cols, &need))
-		return error_set(-ENOMEM, "no memory for a batch");
-	if (need > engine->n_packed) {
-		array_free(engine->packed);
-		engine->n_packed = 0;
-		engine->packed = array_new(need, sizeof(float));
-		if (!engine->packed)
-			return error_set(-ENOMEM, "no memory for a batch of %zu", n);
-		engine->n_packed = need;
-	}
+	if (r != 0)
+		return r;
 	for (size_t b = 0; b < n_padded; b++) {
 		float *out = engine->packed + b / tile * tile * n_cols + b % tile;
 
@@ -168,7 +199,11 @@ int matrix_apply(struct engine *engine, struct matrix *matrix, const float *x, s
 	if (n == 0 || n > MATRIX_MAX_BATCH)
 		return error_set(-EINVAL, "a batch of %zu; 1 to %d are possible", n,
 				 MATRIX_MAX_BATCH);
-	if (!dots) {
+	if (dots) {
+		r = arrange(engine, weight, x, n, &product.x);
+		if (r != 0)
+			return r;
+	} else {
 		product.n_padded = (n + engine->kernel->tile - 1) / engine->kernel->tile *
 				   engine->kernel->tile;
 		r = pack(engine, x, n, weight->n_cols, product.n_padded);
