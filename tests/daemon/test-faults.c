@@ -146,7 +146,28 @@ static void test_stopped_client(void **state)
 	close(ready[1]);
 }
 
-/* The child of a fork does not have the arena: it faults instead of reading what comes later. */
+/* Whether this address of this process is in a chunk of an arena. */
+static bool is_in_arena(const void *address)
+{
+	FILE *maps = fopen("/proc/self/maps", "re");
+	bool found = false;
+	char line[512];
+
+	while (maps && !found && fgets(line, sizeof(line), maps)) {
+		unsigned long begin, end;
+
+		found = sscanf(line, "%lx-%lx", &begin, &end) == 2 && strstr(line, "dcmem-arena") &&
+			(uintptr_t)address >= begin && (uintptr_t)address < end;
+	}
+	if (maps)
+		(void)fclose(maps);
+	return found;
+}
+
+/*
+ * The child of a fork does not have the arena: it faults instead of reading what comes later. TSan
+ * starts a thread in the child, whose stack may take the place; those bytes are nobody's window.
+ */
 static void test_forked_child_after_recycling(void **state)
 {
 	struct dcmem *model = attach();
@@ -165,14 +186,16 @@ static void test_forked_child_after_recycling(void **state)
 		(void)signal(SIGSEGV, SIG_DFL);
 		if (hear(go[0]) != 'g')
 			_exit(3);
-		_exit(memcmp(view.data, weights[0], view.n_bytes) == 0 ? 0 : 4);
+		if (is_in_arena(view.data))
+			_exit(4);
+		_exit(memcmp(view.data, weights[0], view.n_bytes) == 0 ? 0 : 5);
 	}
 	dcmem_release(model, &view);
 	for (unsigned i = 0; i < 3; i++)
 		assert_int_equal(sweep(), 0);
 	say(go[1], 'g');
 	assert_int_equal(waitpid(pid, &status, 0), pid);
-	/* Under ASan the fault is reported and ends the process by exit; never 4: wrong bytes. */
+	/* Under ASan the fault is reported and ends the process by exit; never 4: the arena is there. */
 	assert_true((WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV) ||
 		    (WIFEXITED(status) && WEXITSTATUS(status) != 4));
 	dcmem_close(model);
@@ -293,7 +316,7 @@ static void test_clients_killed_anywhere(void **state)
 	assert_int_equal(waitpid(verifier, &status, 0), verifier);
 	assert_int_equal(status, 0);
 	for (tries = 0; tries < 1000 && (stat_of("n_leases") != 0 || stat_of("n_clients") != 1); tries++)
-		;
+		(void)usleep(1000);
 	assert_true(tries < 1000);
 	/* The connections of our questions end a moment after we have the answer. */
 	for (tries = 0; tries < 1000 && daemon_open_files() > n_files; tries++)
