@@ -7,9 +7,6 @@
  */
 #include "served.h"
 
-#include <errno.h>
-#include <sys/mman.h>
-
 #include "base/range.h"
 #include "proto/shared.h"
 
@@ -26,6 +23,12 @@ static bool chunk_is_over(struct served *served, const struct served_chunk *chun
 		return true;
 	return chunk->id >= p->n_chunks ||
 	       shared_load_acquire(&p->chunks[chunk->id]) == SHM_CHUNK_RETIRED;
+}
+
+static void chunk_unmap(struct served_chunk *chunk)
+{
+	fork_hole_remove(&chunk->hole);
+	served_unmap(&chunk->map);
 }
 
 /* Takes one chunk that is over out of the list; NULL if there is none. */
@@ -57,7 +60,7 @@ void chunk_obey(struct dcmem *model)
 		struct wire_segment ack = {.model = chunk->model, .id = chunk->id};
 		uint64_t of = chunk->session;
 
-		served_unmap(&chunk->map);
+		chunk_unmap(chunk);
 		memory_free(chunk);
 		(void)transport_tell(&served->transport, of, WIRE_CHUNK_ACK, &ack, sizeof(ack), false);
 	}
@@ -73,7 +76,7 @@ void chunk_free_all(struct served *served)
 		struct served_chunk *chunk = served->chunks;
 
 		served->chunks = chunk->next;
-		served_unmap(&chunk->map);
+		chunk_unmap(chunk);
 		memory_free(chunk);
 	}
 }
@@ -135,11 +138,14 @@ static int chunk_map(struct dcmem *model, uint64_t session, uint32_t id,
 	else
 		r = served_map_fd(reply.fds[0], reply.message.segment_reply.n_bytes, &fresh->map);
 	transport_reply_close(&reply);
-	if (r == 0 && madvise(fresh->map.base, fresh->map.n_bytes, MADV_DONTFORK) < 0)
-		r = message_set(-errno, "cannot keep a chunk from being inherited");
+	if (r == 0) {
+		r = fork_hole_add(&fresh->hole, fresh->map.base, fresh->map.n_bytes);
+		if (r != 0)
+			r = message_set(r, "cannot keep a chunk from being inherited");
+	}
 	if (r != 0) {
 		if (fresh)
-			served_unmap(&fresh->map);
+			chunk_unmap(fresh);
 		memory_free(fresh);
 		return r;
 	}
@@ -158,7 +164,7 @@ static int chunk_map(struct dcmem *model, uint64_t session, uint32_t id,
 	chunk->n_leases++;
 	pthread_mutex_unlock(&model->lock);
 	if (fresh) {
-		served_unmap(&fresh->map);
+		chunk_unmap(fresh);
 		memory_free(fresh);
 	}
 	*ret_chunk = chunk;

@@ -26,12 +26,24 @@ struct served_segment {
 	bool viewed; /* a zero-copy view was handed out: stays until the model is closed */
 };
 
+/* A mapping that a forked child does not get: fork.c puts unreadable pages in its place there. */
+struct fork_hole {
+	struct fork_hole *previous, *next;
+	void *base;
+	uint64_t n_bytes;
+};
+
+/* 0 or -errno. The mapping must stay until fork_hole_remove(), which an unused hole may meet too. */
+int fork_hole_add(struct fork_hole *hole, void *base, uint64_t n_bytes);
+void fork_hole_remove(struct fork_hole *hole);
+
 struct served_chunk {
 	struct served_chunk *next;
 	uint64_t session; /* the connection that its number belongs to */
 	uint64_t model;	  /* the daemon's number of the model there */
 	uint64_t n_leases;
 	struct served_map map;
+	struct fork_hole hole;
 	uint32_t id;
 };
 
