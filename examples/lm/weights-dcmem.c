@@ -16,7 +16,13 @@ struct dcmem_weights {
 	struct dcmem *model;
 };
 
-_Static_assert(sizeof(struct dcmem_view) <= sizeof(((struct weight_view *)0)->private_words),
+/* What a view holds: a window of the daemon's, or rows decoded into memory of this process. */
+struct dcmem_weights_view {
+	struct dcmem_view view;
+	void *copy; /* NULL: a window */
+};
+
+_Static_assert(sizeof(struct dcmem_weights_view) <= sizeof(((struct weight_view *)0)->private_words),
 	       "a view fits");
 
 static struct dcmem *model_of(struct weights *weights)
@@ -54,26 +60,59 @@ static int dcmem_weights_find(struct weights *weights, const char *name, struct 
 	return 0;
 }
 
+/* Where the daemon has no room for a window, this process decodes for itself. */
+static int read_copy(struct weights *weights, const struct weight *weight, uint64_t row,
+		     uint64_t n_rows, void **ret_copy)
+{
+	struct dcmem_read request = {
+		.size = sizeof(request),
+		.tensor = weight->id,
+		.row = row,
+		.n_rows = n_rows,
+		.dst_bytes = n_rows * weight->row_bytes,
+	};
+	int r;
+
+	request.dst = array_new(request.dst_bytes, 1);
+	if (!request.dst)
+		return error_set(-ENOMEM, "no memory for %zu bytes of weights", request.dst_bytes);
+	r = dcmem_read(model_of(weights), &request);
+	if (r != 0) {
+		array_free(request.dst);
+		return outcome(r, "read");
+	}
+	*ret_copy = request.dst;
+	return 0;
+}
+
 static int dcmem_weights_acquire(struct weights *weights, const struct weight *weight, uint64_t row,
 				 uint64_t n_rows, struct weight_view *ret_view)
 {
-	struct dcmem_view view = {0};
-	int r = dcmem_acquire(model_of(weights), weight->id, row, n_rows, &view);
+	struct dcmem_weights_view own = {0};
+	int r = dcmem_acquire(model_of(weights), weight->id, row, n_rows, &own.view);
 
-	if (r != 0)
+	if (r == DCMEM_E_BUDGET) {
+		r = read_copy(weights, weight, row, n_rows, &own.copy);
+		if (r != 0)
+			return r;
+	} else if (r != 0) {
 		return outcome(r, "acquire");
-	ret_view->data = view.data;
-	ret_view->keep = view.kind == DCMEM_VIEW_RAW && view.lease == 0;
-	memcpy(ret_view->private_words, &view, sizeof(view));
+	}
+	ret_view->data = own.copy ? own.copy : own.view.data;
+	ret_view->keep = !own.copy && own.view.kind == DCMEM_VIEW_RAW && own.view.lease == 0;
+	memcpy(ret_view->private_words, &own, sizeof(own));
 	return 0;
 }
 
 static void dcmem_weights_release(struct weights *weights, struct weight_view *view)
 {
-	struct dcmem_view lease;
+	struct dcmem_weights_view own;
 
-	memcpy(&lease, view->private_words, sizeof(lease));
-	dcmem_release(model_of(weights), &lease);
+	memcpy(&own, view->private_words, sizeof(own));
+	if (own.copy)
+		array_free(own.copy);
+	else
+		dcmem_release(model_of(weights), &own.view);
 	memset(view, 0, sizeof(*view));
 }
 

@@ -13,7 +13,7 @@
  * Threads: a struct dcmem and a struct dcmem_conn may be used by any number of threads at once;
  * only the closing call must be alone. Fork: a child must not use a handle of its parent; every call
  * notices and returns DCMEM_E_FORKED. Data of raw tensors stays readable in the child; leased
- * windows are not inherited.
+ * windows are not inherited, and reading one faults.
  *
  * The library never prints, never exits, starts no thread, installs no signal handler.
  */

@@ -152,11 +152,16 @@ static void test_stopped_client(void **state)
  */
 static void test_forked_child_after_recycling(void **state)
 {
-	struct dcmem *model = attach();
+	const char *build = getenv("DCMEM_TEST_BUILD");
+	struct dcmem *model;
 	struct dcmem_view view;
 	int go[2], status;
 	pid_t pid;
 
+	/* TSan starts a thread in the child before any handler runs; its stack may lie there. */
+	if (build && strcmp(build, "tsan") == 0)
+		skip();
+	model = attach();
 	assert_int_equal(dcmem_acquire(model, 0, 0, STEP, &view), 0);
 	assert_int_equal(pipe(go), 0);
 	pid = fork();
