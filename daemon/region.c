@@ -116,6 +116,30 @@ int region_seal_written(struct region *region)
 	return add_seals(region, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL);
 }
 
+static bool is_writable(const struct region *region)
+{
+	void *data = mmap(NULL, REGION_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
+
+	if (data == MAP_FAILED)
+		return false;
+	(void)munmap(data, REGION_PAGE);
+	return true;
+}
+
+bool region_seals_work(void)
+{
+	struct region immutable = REGION_NONE, written = REGION_NONE;
+	bool work = region_create("dcmem-probe", REGION_PAGE, NULL, &immutable) == 0 &&
+		    region_create("dcmem-probe", REGION_PAGE, NULL, &written) == 0 &&
+		    is_writable(&immutable) && region_seal_immutable(&immutable) == 0 &&
+		    region_seal_written(&written) == 0 && !is_writable(&immutable) &&
+		    !is_writable(&written);
+
+	region_close(&immutable);
+	region_close(&written);
+	return work;
+}
+
 int region_reopen(const struct region *region, int *ret_fd)
 {
 	char path[64];

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "daemon/server.h"
 
 static void stats_count(json_t *object, const char *name, uint64_t value)
@@ -128,15 +129,13 @@ static void stats_state(json_t *list, const char *what, const char *state, const
 
 static void stats_cpu(json_t *list)
 {
-	char text[64] = "no AVX2: portable kernels";
+	static const char *const details[CPU_N_PATHS] = {
+		[CPU_PORTABLE] = "portable C",
+		[CPU_AVX2] = "AVX2 with BMI2",
+		[CPU_AVX512] = "AVX-512 with VBMI2",
+	};
 
-#if defined(__x86_64__)
-	if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw"))
-		snprintf(text, sizeof(text), "AVX2, AVX-512 F and BW");
-	else if (__builtin_cpu_supports("avx2"))
-		snprintf(text, sizeof(text), "AVX2");
-#endif
-	stats_state(list, "CPU", "yes", text);
+	stats_state(list, "CPU", "yes", details[cpu_path()]);
 }
 
 json_t *stats_status(const struct server *server)
@@ -156,8 +155,9 @@ json_t *stats_status(const struct server *server)
 		    : s.collapse_works ? "MADV_COLLAPSE works on shared memory"
 				       : "MADV_COLLAPSE does not work here: pages of 4 KiB");
 	/* The store does not start without them. */
-	stats_state(list, "write seals", "yes",
-		    "F_SEAL_WRITE and F_SEAL_FUTURE_WRITE; a seal that fails stops the load");
+	stats_state(list, "write seals", s.seals_work ? "yes" : "no",
+		    s.seals_work ? "F_SEAL_WRITE and F_SEAL_FUTURE_WRITE keep others from writing"
+				 : "models cannot be loaded: a seal that fails stops the load");
 	stats_state(list, "exclusivity test", s.exclusivity_works ? "yes" : "no",
 		    s.exclusivity_works
 			    ? "F_SETLEASE tells when nobody else maps a chunk"

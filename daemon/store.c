@@ -64,6 +64,7 @@ int store_new(const struct store_config *config, struct store **ret_store)
 	store->stats.huge_pages =
 		checked.huge_pages && (store->stats.collapse_works || hugepage_is_advised());
 	store->stats.exclusivity_works = exclusive_probe();
+	store->stats.seals_work = region_seals_work();
 	store->stats.n_numa_nodes = numa_n_nodes();
 	store->stats.n_workers = checked.n_workers;
 	store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);

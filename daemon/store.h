@@ -110,7 +110,7 @@ struct store_stats {
 	uint64_t n_models, n_clients, n_leases, n_windows, n_chunks;
 	uint64_t decodes, decoded_total_bytes, window_hits, window_joins, window_misses, evictions,
 		prefetches, refused_budget, refused_overdue, corrupt_pages, orphans_freed;
-	bool huge_pages, collapse_works, exclusivity_works;
+	bool huge_pages, collapse_works, exclusivity_works, seals_work;
 	uint32_t n_numa_nodes, n_workers;
 };
 void store_get_stats(const struct store *store, struct store_stats *ret_stats);
