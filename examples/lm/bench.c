@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Speed, next to the two ceilings of the machine measured in the same run: how fast all threads
- * read memory beyond the caches, and how fast they multiply and add in registers. Every sequence of
- * the batch decodes a token a step; tokens are arbitrary, since no product depends on them.
+ * read memory beyond the caches (between the steps, since a shared machine changes by the second),
+ * and how fast they multiply and add in registers. Every sequence of the batch decodes a token a
+ * step; tokens are arbitrary, since no product depends on them. Medians of steps and of sweeps.
  */
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
@@ -13,7 +15,7 @@
 
 #define SWEEP_BYTES  (512ULL << 20) /* beyond the caches */
 #define SWEEP_PIECE  (1ULL << 20)
-#define SWEEP_ROUNDS 3
+#define SWEEP_ROUNDS 9
 #define PEAK_ROUNDS  20000000ULL
 
 struct ceiling {
@@ -38,69 +40,112 @@ static void peak_job(void *data, size_t i)
 	ceiling->operations[i] = ceiling->kernel->peak(PEAK_ROUNDS, &ceiling->values[i]);
 }
 
-/* Bytes a second (the best of some sweeps) and floating point operations a second. */
-static int measure_ceilings(const struct engine *engine, double *ret_bandwidth, double *ret_flops)
+struct figures {
+	double step_seconds;   /* median */
+	double total_seconds;  /* of all steps */
+	double bandwidth;      /* bytes a second, median */
+	double flops;	       /* floating point operations a second */
+};
+
+static int compare_doubles(const void *a, const void *b)
 {
-	_cleanup_(cleanup_array) struct ceiling *ceiling = array_new(1, sizeof(*ceiling));
-	_cleanup_(cleanup_array) uint8_t *data = array_new(SWEEP_BYTES, 1);
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t n)
+{
+	qsort(values, n, sizeof(*values), compare_doubles);
+	return values[n / 2];
+}
+
+static double sweep_rate(const struct engine *engine, struct ceiling *ceiling)
+{
+	double start = seconds_now();
+
+	threads_run(engine->threads, SWEEP_BYTES / SWEEP_PIECE, sweep_job, ceiling);
+	return (double)SWEEP_BYTES / (seconds_now() - start);
+}
+
+static double peak_rate(const struct engine *engine, struct ceiling *ceiling)
+{
 	unsigned int n_threads = threads_count(engine->threads);
-	double best = 0, start, operations = 0;
+	double operations = 0, start = seconds_now();
 
-	if (!ceiling || !data)
-		return error_set(-ENOMEM, "no memory to measure bandwidth");
-	memset(data, 1, SWEEP_BYTES);
-	ceiling->kernel = engine->kernel;
-	ceiling->data = data;
-	for (int i = 0; i < SWEEP_ROUNDS; i++) {
-		double rate;
-
-		start = seconds_now();
-		threads_run(engine->threads, SWEEP_BYTES / SWEEP_PIECE, sweep_job, ceiling);
-		rate = (double)SWEEP_BYTES / (seconds_now() - start);
-		best = rate > best ? rate : best;
-	}
-	start = seconds_now();
 	threads_run(engine->threads, n_threads, peak_job, ceiling);
 	for (unsigned int i = 0; i < n_threads; i++)
 		operations += ceiling->operations[i];
-	*ret_flops = operations / (seconds_now() - start);
-	*ret_bandwidth = best;
-	return 0;
+	return operations / (seconds_now() - start);
 }
 
+/* The steps, with a sweep after every so many of them. */
 static int steps(struct session *session, struct transformer *transformer,
-		 const struct options *options, double *ret_seconds)
+		 const struct options *options, struct ceiling *ceiling, struct figures *figures)
 {
+	_cleanup_(cleanup_array) double *seconds = array_new(options->tokens, sizeof(double));
 	struct token_at tokens[MATRIX_MAX_BATCH];
+	double rates[SWEEP_ROUNDS];
+	size_t n_rates = 0;
 	const float *logits;
-	double start = 0;
 
+	if (!seconds)
+		return error_set(-ENOMEM, "no memory for %u steps", options->tokens);
+	figures->total_seconds = 0;
 	for (uint32_t i = 0; i <= options->tokens; i++) {
+		double start = seconds_now();
 		int r;
 
-		if (i == 1) { /* the first step touched everything */
-			start = seconds_now();
-			session->engine.n_weight_bytes = 0;
-			session->engine.wait_seconds = 0;
-		}
 		for (uint32_t s = 0; s < options->batch; s++)
 			tokens[s] = (struct token_at){
 				(s * 7919U + i * 104729U) % session->config.n_vocab, s, i};
 		r = transformer_feed(transformer, tokens, options->batch, options->batch, &logits);
 		if (r != 0)
 			return r;
+		if (i == 0) { /* the first step touched everything */
+			session->engine.n_weight_bytes = 0;
+			session->engine.wait_seconds = 0;
+		} else {
+			seconds[i - 1] = seconds_now() - start;
+			figures->total_seconds += seconds[i - 1];
+		}
+		while (n_rates < SWEEP_ROUNDS && n_rates * options->tokens <= i * (SWEEP_ROUNDS - 1U))
+			rates[n_rates++] = sweep_rate(&session->engine, ceiling);
 	}
-	*ret_seconds = seconds_now() - start;
+	figures->step_seconds = median(seconds, options->tokens);
+	figures->bandwidth = median(rates, n_rates);
 	return 0;
 }
 
-/* Parameters of all products of one step, from the bytes and types that were read. */
-static int report(const struct session *session, const struct options *options, double seconds,
-		  double bandwidth, double flops, double parameters)
+static int measure(struct session *session, const struct options *options, struct figures *figures)
 {
-	double n_steps = options->tokens, rate = n_steps * options->batch / seconds;
-	double step_bytes = (double)session->engine.n_weight_bytes / n_steps;
-	double effective = (double)session->engine.n_weight_bytes / seconds;
+	_cleanup_(cleanup_array) struct ceiling *ceiling = array_new(1, sizeof(*ceiling));
+	_cleanup_(cleanup_array) uint8_t *data = array_new(SWEEP_BYTES, 1);
+	struct transformer *transformer = NULL;
+	int r;
+
+	if (!ceiling || !data)
+		return error_set(-ENOMEM, "no memory to measure bandwidth");
+	memset(data, 1, SWEEP_BYTES);
+	ceiling->kernel = session->engine.kernel;
+	ceiling->data = data;
+	figures->flops = peak_rate(&session->engine, ceiling);
+	r = transformer_new(&session->engine, &session->config, options->batch, options->tokens + 1,
+			    &transformer);
+	if (r == 0)
+		r = steps(session, transformer, options, ceiling, figures);
+	transformer_free(transformer);
+	return r;
+}
+
+/* Parameters of all products of one step, from the bytes and types that were read. */
+static int report(const struct session *session, const struct options *options,
+		  const struct figures *figures, double parameters)
+{
+	double rate = options->batch / figures->step_seconds;
+	double step_bytes = (double)session->engine.n_weight_bytes / options->tokens;
+	double effective = step_bytes / figures->step_seconds;
+	double bandwidth = figures->bandwidth, flops = figures->flops;
 	double done = 2 * parameters * rate;
 	struct memory_use use;
 	json_t *root;
@@ -117,7 +162,7 @@ static int report(const struct session *session, const struct options *options, 
 	printf("multiply-adds       %12.2f GFLOP/s, %.2f of the %.2f of its registers\n",
 	       done * 1e-9, done / flops, flops * 1e-9);
 	printf("waiting for weights %12.2f %% of the time\n",
-	       100 * session->engine.wait_seconds / seconds);
+	       100 * session->engine.wait_seconds / figures->total_seconds);
 	if (!options->json)
 		return 0;
 	root = json_pack("{ss ss si si si sf sf sf sf sf sf sf sI sI sI}", "source",
@@ -148,8 +193,7 @@ static double count_parameters(const struct config *config)
 
 int verb_bench(const struct options *options)
 {
-	struct transformer *transformer = NULL;
-	double bandwidth = 0, flops = 0, seconds = 0;
+	struct figures figures = {0};
 	struct session session;
 	int r;
 
@@ -159,16 +203,9 @@ int verb_bench(const struct options *options)
 	r = session_open(options, &session);
 	if (r != 0)
 		return r;
-	r = measure_ceilings(&session.engine, &bandwidth, &flops);
+	r = measure(&session, options, &figures);
 	if (r == 0)
-		r = transformer_new(&session.engine, &session.config, options->batch,
-				    options->tokens + 1, &transformer);
-	if (r == 0)
-		r = steps(&session, transformer, options, &seconds);
-	if (r == 0)
-		r = report(&session, options, seconds, bandwidth, flops,
-			   count_parameters(&session.config));
-	transformer_free(transformer);
+		r = report(&session, options, &figures, count_parameters(&session.config));
 	session_close(&session);
 	return r;
 }

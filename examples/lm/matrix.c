@@ -17,7 +17,9 @@
 #define BLOCK_BYTES  (32ULL << 20) /* acquired at once; a window chunk holds 64 MiB. Untuned */
 #define PANEL_ROWS   (4 * KERNEL_ROWS)
 #define PANEL_COLS   256
-#define JOB_BYTES    (64U << 10) /* of weights, a job of one thread. Untuned */
+#define JOB_MIN_BYTES (64U << 10) /* of weights, a job of one thread */
+#define JOB_MAX_BYTES (1U << 20)  /* long runs: at the start of each, prefetching starts anew */
+#define JOBS_A_THREAD 4U	       /* at least, so that none waits long for the last */
 #define DOT_MAX_BATCH 3 /* below, a row is read once from memory and again from L1 */
 
 struct product {
@@ -188,6 +190,14 @@ static void put_view(struct engine *engine, struct matrix *matrix, uint64_t bloc
 		engine->weights->source->release(engine->weights, view);
 }
 
+static uint64_t job_bytes(const struct engine *engine, const struct weight *weight)
+{
+	uint64_t n_jobs = (uint64_t)JOBS_A_THREAD * threads_count(engine->threads);
+	uint64_t share = weight->n_rows * weight->row_bytes / n_jobs;
+
+	return share < JOB_MIN_BYTES ? JOB_MIN_BYTES : share < JOB_MAX_BYTES ? share : JOB_MAX_BYTES;
+}
+
 int matrix_apply(struct engine *engine, struct matrix *matrix, const float *x, size_t n, float *out)
 {
 	const struct weight *weight = &matrix->weight;
@@ -211,7 +221,7 @@ int matrix_apply(struct engine *engine, struct matrix *matrix, const float *x, s
 			return r;
 		product.x = engine->packed;
 	}
-	product.job_rows = JOB_BYTES / weight->row_bytes;
+	product.job_rows = job_bytes(engine, weight) / weight->row_bytes;
 	if (!dots)
 		product.job_rows = product.job_rows / PANEL_ROWS * PANEL_ROWS;
 	if (product.job_rows == 0)
