@@ -202,6 +202,38 @@ void arena_settle(struct chunk *chunk)
 		arena_free_chunk(chunk);
 }
 
+/* Room that there is, or will be once clients have unmapped what was retired. */
+static bool room_is_coming(struct store *store, uint64_t n_bytes)
+{
+	struct budget now;
+
+	budget_get(&store->budget, &now);
+	return n_bytes <= now.limit - now.total + now.used[BUDGET_RETIRED];
+}
+
+void arena_yield(struct model *model, uint64_t n_bytes, bool mapped_too)
+{
+	struct store *store = model->store;
+
+	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {
+		struct chunk *chunk = model->chunks[i];
+
+		if (!chunk || chunk->retired || chunk->has_orphans || chunk->n_leases ||
+		    chunk->n_decoding)
+			continue;
+		if (mapped_too ? room_is_coming(store, n_bytes)
+			       : budget_has_room(&store->budget, n_bytes))
+			return;
+		if (arena_is_exclusive(store, &chunk->region, model, i)) {
+			arena_free_chunk(chunk);
+		} else if (mapped_too) {
+			chunk->retired = true;
+			charge_move(&chunk->region.charge, BUDGET_RETIRED);
+			placement_set_chunk(&model->loaded.placement, chunk->id, SHM_CHUNK_RETIRED);
+		}
+	}
+}
+
 static struct block *find_free(struct model *model, uint64_t size)
 {
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {

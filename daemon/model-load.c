@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/cleanup.h"
 #include "base/hash.h"
@@ -23,6 +24,7 @@
 #define READ_BYTES (8ULL << 20) /* large enough for readahead, small enough to cancel; untuned */
 #define VERIFY_PAGES 64		/* pages a verifying job: 16 MiB decoded; untuned */
 #define MINIMAL_CHUNK HUGEPAGE_BYTES
+#define ROOM_TRIES 250 /* of 10 ms: a second until the store looks, and time for clients to unmap */
 
 struct verify_batch {
 	pthread_mutex_t mutex;
@@ -214,7 +216,22 @@ static int load_segment(struct model_load *load, const struct container *contain
 }
 
 /* All or nothing, before anything is touched; others may still be faster in between. */
-static int check_budget(const struct model_load *load, const struct container *container)
+/* Idle windows of other models give way, but their clients have to unmap them first. */
+static bool wait_for_room(struct model_load *load, uint64_t need)
+{
+	const struct timespec pause = {.tv_nsec = 10000000};
+
+	__atomic_store_n(&load->wanted, need, __ATOMIC_RELEASE);
+	for (unsigned try = 0; try < ROOM_TRIES; try++) {
+		if (budget_has_room(load->budget, need) || is_cancelled(load))
+			break;
+		(void)nanosleep(&pause, NULL);
+	}
+	__atomic_store_n(&load->wanted, 0, __ATOMIC_RELEASE);
+	return budget_has_room(load->budget, need);
+}
+
+static int check_budget(struct model_load *load, const struct container *container)
 {
 	uint64_t need = container->header.index_bytes +
 			placement_bytes(container->index.n_tensors) + MINIMAL_CHUNK;
@@ -237,7 +254,7 @@ static int check_budget(const struct model_load *load, const struct container *c
 		if (!range_add(need, max_u64(file->blob_bytes, 1), &need))
 			return message_set(STORE_E_CORRUPT, "files of more than 2^64 bytes");
 	}
-	if (!budget_has_room(load->budget, need)) {
+	if (!wait_for_room(load, need)) {
 		struct budget now;
 
 		budget_get(load->budget, &now);

@@ -26,6 +26,7 @@ struct model_load {
 	struct budget *budget;
 	struct pool *verifiers; /* another pool than the loader's */
 	const bool *cancelled;	/* atomic: give up early */
+	uint64_t wanted;	/* atomic: room that is waited for; the store makes it if it can */
 	int result;
 	char message[512];
 	struct loaded_model loaded; /* result 0: charged as inflight; take it */

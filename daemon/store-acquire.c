@@ -156,6 +156,8 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 	if (r)
 		return r;
 	r = find_or_start(model, tensor, first_page, n_pages, &window);
+	if (r == STORE_E_BUDGET && store_make_room(store, model, model->chunk_bytes))
+		r = find_or_start(model, tensor, first_page, n_pages, &window);
 	if (!r && !window->decoding)
 		return window_grant(client, window, ret_window);
 	if (r == STORE_E_BUDGET && !may_get_room(store)) {

@@ -129,6 +129,13 @@ int arena_place(struct model *model, uint64_t size, bool gentle, struct block **
 void arena_release_block(struct block *block);
 /* Acts on orphans and retirement where exclusivity allows; may free the chunk. */
 void arena_settle(struct chunk *chunk);
+/*
+ * Frees idle chunks that nobody maps until the budget has room for n_bytes; or also retires those
+ * that clients map, until there will be room once they have unmapped them.
+ */
+void arena_yield(struct model *model, uint64_t n_bytes, bool mapped_too);
+/* The same of all models but the one in need. True if there is room now, not only soon. */
+bool store_make_room(struct store *store, const struct model *needy, uint64_t n_bytes);
 /* Frees it now: nobody else may map it. */
 void arena_free_chunk(struct chunk *chunk);
 /* On a decode thread, before the chunk's bytes are written. */

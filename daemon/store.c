@@ -325,17 +325,34 @@ static bool has_retired(const struct model *model)
 	return false;
 }
 
+bool store_make_room(struct store *store, const struct model *needy, uint64_t n_bytes)
+{
+	struct model *model;
+
+	for (unsigned mapped_too = 0; mapped_too < 2; mapped_too++) {
+		TAILQ_FOREACH(model, &store->models, link)
+			if (model != needy && !model->loading && !model->retired)
+				arena_yield(model, n_bytes, mapped_too);
+	}
+	return budget_has_room(&store->budget, n_bytes);
+}
+
 uint64_t store_tick(struct store *store)
 {
-	uint64_t now = clock_now_ns(), next = now + TICK_NS;
+	uint64_t now = clock_now_ns(), next = now + TICK_NS, wanted;
 	bool beat = now - store->heartbeat_ns >= TICK_NS / 2, freed = false;
 	struct model *model, *after;
 	struct request *request;
 
 	for (model = TAILQ_FIRST(&store->models); model; model = after) {
 		after = TAILQ_NEXT(model, link);
-		if (model->loading)
+		if (model->loading) {
+			next = min_u64(next, now + TICK_RETIRED_NS);
+			wanted = __atomic_load_n(&model->load.wanted, __ATOMIC_ACQUIRE);
+			if (wanted)
+				(void)store_make_room(store, model, wanted);
 			continue;
+		}
 		if (beat && model->loaded.placement.data)
 			placement_heartbeat(&model->loaded.placement, now);
 		if (has_retired(model)) {

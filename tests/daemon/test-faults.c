@@ -17,6 +17,8 @@
 #define BUDGET (24ULL << 20)
 #define CONFIG_OF(more) "{\"budget\": \"24MiB\", \"chunk\": \"1MiB\", \"lease_deadline_ms\": 100" more "}"
 
+static char small_path[200]; /* a model of 4 MiB, 2.7 stored */
+
 static void budget_holds(void)
 {
 	assert_true(stat_of("compressed_bytes") + stat_of("index_bytes") + stat_of("decoded_bytes") +
@@ -357,6 +359,39 @@ static void test_leases_return_in_time(void **state)
 	assert_int_equal(sweep(), 0);
 }
 
+/* Idle windows of one model give way to another that is loaded, and to its windows. */
+static void test_models_share_the_budget(void **state)
+{
+	struct dcmem *model = attach(), *other = NULL;
+	struct dcmem_conn *conn = NULL;
+	struct dcmem_view view;
+	char request[300], *reply = NULL;
+
+	assert_int_equal(sweep(), 0); /* the budget is full of windows of "m" */
+	assert_int_equal(dcmem_acquire(model, 0, 0, STEP, &view), 0);
+	dcmem_release(model, &view);
+	assert_int_equal(dcmem_connect(&options, &conn), 0);
+	(void)snprintf(request, sizeof(request),
+		       "{\"cmd\":\"load\",\"path\":\"%s\",\"name\":\"other\"}", small_path);
+	if (dcmem_request(conn, request, &reply) != 0)
+		fail_msg("%s", dcmem_error());
+	dcmem_free(reply);
+	assert_int_equal(dcmem_open("other", &options, &other), 0);
+	for (unsigned row = 0; row < 1024; row += STEP) {
+		assert_int_equal(dcmem_acquire(other, 0, row, STEP, &view), 0);
+		assert_memory_equal(view.data, weights[row], view.n_bytes);
+		dcmem_release(other, &view);
+	}
+	dcmem_close(other);
+	assert_int_equal(dcmem_request(conn, "{\"cmd\":\"unload\",\"name\":\"other\"}", &reply),
+			 0);
+	dcmem_free(reply);
+	dcmem_disconnect(conn);
+	assert_int_equal(sweep(), 0);
+	budget_holds();
+	dcmem_close(model);
+}
+
 /* No descriptor left: new clients are refused, old ones served, and all is well afterwards. */
 static void test_descriptors_exhausted(void **state)
 {
@@ -389,8 +424,15 @@ static void test_descriptors_exhausted(void **state)
 
 static int start(void **state)
 {
+	struct make_tensor tensor = {"weights", DCMEM_BF16, 2, {4096, COLS}, 4096ULL * COLS * 2, NULL,
+				     PAGE_BYTES, CODEC_ZSTD_PLANES_16};
+	int r;
+
 	daemon_config = CONFIG_OF("");
-	return setup(state);
+	r = setup(state);
+	tensor.bytes = weights;
+	(void)snprintf(small_path, sizeof(small_path), "%s/small.dcmem", dir);
+	return r ? r : make_container(small_path, &tensor, 1, NULL, 0, CONFIG);
 }
 
 int main(int argc, char **argv)
@@ -402,6 +444,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_clients_killed_anywhere),
 		cmocka_unit_test(test_leases_return_in_time),
 		cmocka_unit_test(test_mapping_passed_on),
+		cmocka_unit_test(test_models_share_the_budget),
 		cmocka_unit_test(test_descriptors_exhausted),
 	};
 
