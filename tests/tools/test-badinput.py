@@ -149,6 +149,12 @@ def bad_containers():
                 refuse(f"{what} at {at}", (1, 3), "verify", bad)
                 refuse(f"{what} at {at}", (1, 3), "unpack", bad, "-o", work + "/back")
                 assert not os.path.exists(work + "/back"), (what, at)
+        gaps = [index - 1, segment + raw_at + 5000]
+        for at in gaps:
+            assert good[at] == 0, at
+            with open(bad, "wb") as file:
+                file.write(good[:at] + b"\x01" + good[at + 1:])
+            refuse(f"padding at {at}", (3,), "verify", bad)
         with open(source + "/config.json", "wb") as file:
             file.write(b'{"a": 2}')
         refuse("another source", (3,), "verify", out, "--against", source)

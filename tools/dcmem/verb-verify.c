@@ -18,6 +18,7 @@
 #include "base/range.h"
 #include "json-out.h"
 #include "progress.h"
+#include "model/padding.h"
 #include "model/restore.h"
 #include "table.h"
 #include "verb.h"
@@ -121,6 +122,8 @@ static int verify_all(struct verify *verify, const struct container *container)
 		r = verify_file(verify, restore, &container->index, i);
 	if (!r)
 		r = restore_check_rest(restore);
+	if (!r)
+		r = padding_check(container);
 	restore = restore_free(restore);
 	return r;
 }
