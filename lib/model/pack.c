@@ -414,7 +414,7 @@ static int run_threads(struct pipeline *pipeline, struct writer *writer, unsigne
 
 static int run(struct plan *plan, struct writer *writer)
 {
-	static const char *const codecs[] = { "auto", "raw", "zstd" };
+	static const char *const codecs[] = { "auto", "raw", "zstd", "pair" };
 	unsigned n_jobs = (unsigned)min_u64(max_u64(plan->options->n_jobs, 1), MAX_JOBS);
 	struct pipeline pipeline = { .plan = plan };
 	char text[64];

@@ -13,9 +13,10 @@
 #define PACK_PAGE_BYTES (256U << 10) /* untuned */
 
 enum pack_codec {
-	PACK_CODEC_AUTO, /* the smallest on sample pages of each tensor */
+	PACK_CODEC_AUTO, /* on samples of each tensor, the fastest that is close to the smallest */
 	PACK_CODEC_RAW,
 	PACK_CODEC_ZSTD,
+	PACK_CODEC_PAIR, /* the pair codec of the dtype's size */
 };
 
 struct pack_options {

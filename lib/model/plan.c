@@ -337,6 +337,12 @@ static unsigned candidates(const struct plan *plan, uint32_t dtype, uint8_t ret_
 		ret_ids[0] = CODEC_ZSTD;
 		ret_ids[1] = CODEC_RAW;
 		return 2;
+	case PACK_CODEC_PAIR:
+		ret_ids[0] = dtype == DCMEM_BF16 || dtype == DCMEM_F16 ? CODEC_PAIR_16 :
+			     dtype == DCMEM_F32			       ? CODEC_PAIR_32 :
+									 CODEC_PAIR_8;
+		ret_ids[1] = CODEC_RAW;
+		return 2;
 	case PACK_CODEC_AUTO:
 		break;
 	}

@@ -21,7 +21,7 @@ set -l in '__fish_seen_subcommand_from'
 complete -c dcmem -n "$in pack unpack verify ls load cat bench" -F
 complete -c dcmem -n "$in pack" -s o -l output -r -F -d 'the container to make'
 complete -c dcmem -n "$in pack" -l jobs -x -d 'encoding threads'
-complete -c dcmem -n "$in pack" -l codec -x -a 'auto raw zstd' -d 'how pages are coded'
+complete -c dcmem -n "$in pack" -l codec -x -a 'auto pair raw zstd' -d 'how pages are coded'
 complete -c dcmem -n "$in pack" -l json -d 'one JSON document instead of the table'
 complete -c dcmem -n "$in pack" -l quiet -d 'no table, no progress bar'
 complete -c dcmem -n "$in unpack" -s o -l output -r -F -d 'where to'
