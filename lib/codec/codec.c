@@ -14,6 +14,7 @@
 
 #include "base/cpu.h"
 #include "base/memory.h"
+#include "codec/bytes.h"
 #include "codec/pair.h"
 #include "codec/planes.h"
 #include "dcmem/container.h"
@@ -141,17 +142,6 @@ static int zstd_encode(ZSTD_CCtx *encoder, int level, const void *src, size_t sr
  */
 #define PLANE_RAW 0x80000000U
 
-static uint32_t load_u32(const uint8_t *p)
-{
-	return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-
-static void store_u32(uint8_t *p, uint32_t value)
-{
-	for (int i = 0; i < 4; i++)
-		p[i] = (uint8_t)(value >> (8 * i));
-}
-
 static int planes_decode(struct codec_context *context, const struct planes *planes,
 			 const uint8_t *src, size_t src_bytes, uint8_t *dst, size_t dst_bytes)
 {
@@ -162,7 +152,7 @@ static int planes_decode(struct codec_context *context, const struct planes *pla
 	if (dst_bytes > CONTAINER_MAX_PAGE_BYTES || src_bytes < head)
 		return CODEC_E_CORRUPT;
 	for (unsigned i = 0; i < planes->n_planes; i++) {
-		uint32_t word = load_u32(src + 4U * i), n = word & ~PLANE_RAW;
+		uint32_t word = bytes_load32(src + 4U * i), n = word & ~PLANE_RAW;
 		uint8_t *plane = context->planes + i * plane_bytes;
 
 		if (n > src_bytes - at)
@@ -212,9 +202,9 @@ static int planes_encode(struct codec_context *context, const struct planes *pla
 				return CODEC_E_INCOMPRESSIBLE;
 			memcpy(dst + at, plane, plane_bytes);
 			n = plane_bytes;
-			store_u32(dst + 4U * i, (uint32_t)n | PLANE_RAW);
+			bytes_store32(dst + 4U * i, (uint32_t)n | PLANE_RAW);
 		} else {
-			store_u32(dst + 4U * i, (uint32_t)n);
+			bytes_store32(dst + 4U * i, (uint32_t)n);
 		}
 		at += n;
 	}

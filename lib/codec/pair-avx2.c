@@ -68,7 +68,7 @@ static inline void offsets_of(const uint8_t *row, unsigned offset_bits, __m256i 
 		__m256i a, b;
 
 		mask = _mm256_set1_epi8(0x01);
-		part = _mm256_set1_epi64x((long long)pair_load64(row));
+		part = _mm256_set1_epi64x((long long)bytes_load64(row));
 		a = _mm256_srlv_epi64(part, _mm256_setr_epi64x(0, 1, 2, 3));
 		b = _mm256_srlv_epi64(part, _mm256_setr_epi64x(4, 5, 6, 7));
 		a = _mm256_slli_epi16(_mm256_and_si256(a, mask), at);
@@ -97,28 +97,6 @@ static inline void store_16(const uint8_t *high_row, const uint8_t *low_plane, u
 	}
 }
 
-/* 64 elements of 32 bits: three raw planes below the high byte. */
-static inline void store_32(const uint8_t *high_row, const uint8_t *low_plane, size_t plane_bytes,
-			    uint8_t *dst)
-{
-	for (unsigned i = 0; i < PAIR_ROW; i += 16) {
-		const uint8_t *low = low_plane + i;
-		__m128i p0 = _mm_loadu_si128((const __m128i *)(low + 2 * plane_bytes));
-		__m128i p1 = _mm_loadu_si128((const __m128i *)(low + plane_bytes));
-		__m128i p2 = _mm_loadu_si128((const __m128i *)low);
-		__m128i p3 = _mm_load_si128((const __m128i *)(high_row + i));
-		__m128i a = _mm_unpacklo_epi8(p0, p1), b = _mm_unpackhi_epi8(p0, p1);
-		__m128i c = _mm_unpacklo_epi8(p2, p3), e = _mm_unpackhi_epi8(p2, p3);
-		__m128i out[4] = {_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c),
-				  _mm_unpacklo_epi16(b, e), _mm_unpackhi_epi16(b, e)};
-
-		for (unsigned j = 0; j < 4; j++) {
-			out[j] = _mm_or_si128(_mm_srli_epi32(out[j], 1), _mm_slli_epi32(out[j], 31));
-			_mm_storeu_si128((__m128i *)(dst + 4 * i + 16 * j), out[j]);
-		}
-	}
-}
-
 static inline struct bases bases_of(const struct pair_decoder *d)
 {
 	return (struct bases){
@@ -127,113 +105,135 @@ static inline struct bases bases_of(const struct pair_decoder *d)
 	};
 }
 
-/* The 64 high bytes of a row. */
-static inline __attribute__((always_inline)) void row_values(struct pair_decoder *d,
-							     const struct bases *bases,
-							     const uint16_t *entries,
-							     const uint8_t *offset_row,
-							     unsigned offset_bits, uint8_t *high)
+static inline void lanes_step(struct pair_decoder *d, uint16_t *entries)
 {
-	__m256i last = _mm256_set1_epi8(PAIR_ESCAPE - 1), a, b, values_a, values_b;
-	uint64_t mask;
+	pair_lanes_step(d, entries);
+}
 
-	a = classes_of(_mm256_load_si256((const __m256i *)entries));
-	b = classes_of(_mm256_load_si256((const __m256i *)(entries + 16)));
+/* The next rare pairs in the places of eight entries whose bits are set in `mask`, lowest first. */
+static inline __m128i expand_8(struct pair_decoder *d, uint32_t mask)
+{
+	__m128i next = _mm_loadu_si128((const __m128i *)(d->rare + d->next_rare));
+	uint64_t places = _pdep_u64(mask, 0x0101010101010101ULL) * 0xff;
+	/* Pair r of the list is bytes 2 r and 2 r + 1 of `next`. */
+	__m128i from = _mm_cvtsi64_si128((long long)_pdep_u64(0x0e0c0a0806040200ULL, places));
+
+	from = _mm_or_si128(_mm_unpacklo_epi8(from, from), _mm_set1_epi16(0x0100));
+	d->next_rare += (uint32_t)__builtin_popcount(mask);
+	return _mm_shuffle_epi8(next, from);
+}
+
+/* 16 entries with rare pairs in the places of their marks; the mask is of 16 bits. */
+static inline __m256i expand_16(struct pair_decoder *d, __m256i entries, __m256i marks,
+				uint32_t mask)
+{
+	__m128i low = expand_8(d, mask & 0xff), high = expand_8(d, mask >> 8);
+
+	return _mm256_blendv_epi8(entries, _mm256_set_m128i(high, low), marks);
+}
+
+static inline void rare_expand(struct pair_decoder *d, __m256i *a, __m256i *b)
+{
+	const __m256i second = _mm256_set1_epi16((short)(PAIR_RARE << 11));
+	__m256i marks_a = _mm256_cmpeq_epi16(_mm256_and_si256(*a, second), second);
+	__m256i marks_b = _mm256_cmpeq_epi16(_mm256_and_si256(*b, second), second);
+	/* Bytes of a's first half, b's first half, then their second halves. */
+	uint32_t mask = (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(marks_a, marks_b));
+
+	*a = expand_16(d, *a, marks_a, (mask & 0xff) | (mask >> 8 & 0xff00));
+	*b = expand_16(d, *b, marks_b, (mask >> 8 & 0xff) | (mask >> 16 & 0xff00));
+}
+
+/* The offsets of eight symbols: `mask` has ones in the low k bits of those bytes that have one. */
+static inline uint64_t spiked_offsets_8(struct pair_decoder *d, uint64_t mask)
+{
+	uint32_t at = d->next_offset_bit;
+	uint64_t bits = bytes_load64(d->spiked_offsets + (at >> 3)) >> (at & 7);
+
+	d->next_offset_bit = at + (uint32_t)__builtin_popcountll(mask);
+	return _pdep_u64(bits, mask);
+}
+
+static inline __m256i spiked_offsets_32(struct pair_decoder *d, __m256i classes,
+					unsigned offset_bits)
+{
+	__m256i is_spike = _mm256_cmpeq_epi8(classes, _mm256_set1_epi8((char)d->spike));
+	__m256i mask = _mm256_andnot_si256(is_spike, _mm256_set1_epi8((char)((1U << offset_bits) - 1)));
+	uint64_t word[4];
+
+	word[0] = spiked_offsets_8(d, (uint64_t)_mm256_extract_epi64(mask, 0));
+	word[1] = spiked_offsets_8(d, (uint64_t)_mm256_extract_epi64(mask, 1));
+	word[2] = spiked_offsets_8(d, (uint64_t)_mm256_extract_epi64(mask, 2));
+	word[3] = spiked_offsets_8(d, (uint64_t)_mm256_extract_epi64(mask, 3));
+	return _mm256_setr_epi64x((long long)word[0], (long long)word[1], (long long)word[2],
+				  (long long)word[3]);
+}
+
+static inline uint64_t bytes_mask(__m256i low, __m256i high)
+{
+	return (uint32_t)_mm256_movemask_epi8(low) |
+	       (uint64_t)(uint32_t)_mm256_movemask_epi8(high) << 32;
+}
+
+/* Escapes of a row whose rare pairs are in place already. */
+static inline void escapes_patch(struct pair_decoder *d, uint64_t mask, uint8_t *high)
+{
+	for (; mask; mask &= mask - 1)
+		high[__builtin_ctzll(mask)] = d->escapes[d->next_escape++];
+}
+
+/* The 64 high bytes of a row; which of them pair_patch() has to mend. */
+static inline __attribute__((always_inline)) uint64_t
+row_values(struct pair_decoder *d, const struct bases *bases, const uint16_t *entries,
+	   const uint8_t *offset_row, enum row_kind kind, unsigned offset_bits, uint8_t *high)
+{
+	const __m256i escape = _mm256_set1_epi8(PAIR_ESCAPE);
+	const __m256i last = _mm256_set1_epi8(PAIR_ESCAPE - 1);
+	__m256i a, b, values_a, values_b, offsets[2];
+
+	a = _mm256_load_si256((const __m256i *)entries);
+	b = _mm256_load_si256((const __m256i *)(entries + 16));
+	if (kind == ROW_SPIKED)
+		rare_expand(d, &a, &b);
+	a = classes_of(a);
+	b = classes_of(b);
 	values_a = base_of(a, bases);
 	values_b = base_of(b, bases);
-	if (offset_bits) {
-		__m256i offsets[2];
-
+	if (kind == ROW_SPIKED) {
+		offsets[0] = spiked_offsets_32(d, a, offset_bits);
+		offsets[1] = spiked_offsets_32(d, b, offset_bits);
+	} else if (offset_bits) {
 		offsets_of(offset_row, offset_bits, offsets);
+	}
+	if (offset_bits) {
 		values_a = _mm256_add_epi8(values_a, offsets[0]);
 		values_b = _mm256_add_epi8(values_b, offsets[1]);
 	}
 	_mm256_storeu_si256((__m256i *)high, values_a);
 	_mm256_storeu_si256((__m256i *)(high + 32), values_b);
-	mask = (uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi8(a, last)) |
-	       (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpgt_epi8(b, last)) << 32;
-	if (__builtin_expect(mask != 0, 0))
-		pair_patch(d, entries, (mask | mask >> 1) & 0x5555555555555555ULL, high);
-}
-
-/* A block of bytes, for a constant count of offset bits. */
-static inline __attribute__((always_inline)) void block_8(struct pair_decoder *d, uint32_t block,
-							  unsigned offset_bits, uint8_t *dst)
-{
-	const uint16_t *entries = d->entries[block & 1];
-	const uint8_t *offsets = d->offsets + (size_t)block * PAIR_BLOCK / 8 * offset_bits;
-	const struct bases bases = bases_of(d);
-
-	dst += (size_t)block * PAIR_BLOCK;
-	for (unsigned row = 0; row < PAIR_BLOCK_STEPS; row++)
-		row_values(d, &bases, entries + row * PAIR_LANES, offsets + row * 8 * offset_bits,
-			   offset_bits, dst + row * PAIR_ROW);
-}
-
-#define BLOCK_8(n)                                                                             \
-	static __attribute__((noinline)) void block_8_##n(struct pair_decoder *d,              \
-							  uint32_t block, uint8_t *dst)        \
-	{                                                                                      \
-		block_8(d, block, n, dst);                                                     \
+	if (kind == ROW_SPIKED) {
+		escapes_patch(d, bytes_mask(_mm256_cmpeq_epi8(a, escape),
+					    _mm256_cmpeq_epi8(b, escape)), high);
+		return 0;
 	}
-BLOCK_8(0)
-BLOCK_8(1)
-BLOCK_8(2)
-BLOCK_8(3)
-BLOCK_8(4)
-BLOCK_8(5)
-
-/* A block of wider elements: their high bytes by way of a row in the first cache. */
-static inline __attribute__((always_inline)) void
-block_wide(struct pair_decoder *d, uint32_t block, unsigned element_bytes, uint8_t *dst)
-{
-	const uint16_t *entries = d->entries[block & 1];
-	const uint8_t *offsets = d->offsets + (size_t)block * PAIR_BLOCK / 8 * d->offset_bits;
-	const uint8_t *low = d->low + (size_t)block * PAIR_BLOCK;
-	const struct bases bases = bases_of(d);
-	size_t plane_bytes = (size_t)d->n_blocks * PAIR_BLOCK;
-
-	dst += (size_t)block * PAIR_BLOCK * element_bytes;
-	for (unsigned row = 0; row < PAIR_BLOCK_STEPS; row++) {
-		_Alignas(32) uint8_t high[PAIR_ROW];
-
-		row_values(d, &bases, entries + row * PAIR_LANES,
-			   offsets + row * 8 * d->offset_bits, d->offset_bits, high);
-		if (element_bytes == 2)
-			store_16(high, low, dst);
-		else
-			store_32(high, low, plane_bytes, dst);
-		low += PAIR_ROW;
-		dst += PAIR_ROW * element_bytes;
-	}
+	/* The mark of a rare pair is above the escape. */
+	return bytes_mask(_mm256_cmpgt_epi8(a, last), _mm256_cmpgt_epi8(b, last));
 }
 
-static __attribute__((noinline)) void block_16(struct pair_decoder *d, uint32_t block, uint8_t *dst)
-{
-	block_wide(d, block, 2, dst);
-}
+#include "codec/pair-blocks.h"
 
-static __attribute__((noinline)) void block_32(struct pair_decoder *d, uint32_t block, uint8_t *dst)
-{
-	block_wide(d, block, 4, dst);
-}
+/* Patches in one row of so many or more are listed. */
+#define ROWS_PER_PATCH 16U
 
 void pair_blocks_avx2(struct pair_decoder *d, unsigned element_bytes, uint8_t *dst)
 {
-	static void (*const blocks_8[])(struct pair_decoder *, uint32_t, uint8_t *) = {
-		block_8_0, block_8_1, block_8_2, block_8_3, block_8_4, block_8_5,
-	};
-	void (*block_of)(struct pair_decoder *, uint32_t, uint8_t *) =
-		element_bytes == 1   ? blocks_8[d->offset_bits]
-		: element_bytes == 2 ? block_16
-				     : block_32;
+	uint32_t n_rows = d->n_blocks * PAIR_BLOCK_STEPS;
 
-	/* A block behind the lanes: loads that span fresh narrow stores would wait for them. */
-	for (uint32_t block = 0; block <= d->n_blocks; block++) {
-		if (block < d->n_blocks)
-			pair_lanes_step(d, d->entries[block & 1]);
-		if (block)
-			block_of(d, block - 1, dst);
-	}
+	if (d->spike != PAIR_RARE)
+		blocks_decode(d, ROW_SPIKED, element_bytes, dst);
+	else if (element_bytes == 1 && d->n_rare + d->n_escapes >= n_rows / ROWS_PER_PATCH)
+		blocks_decode(d, ROW_LIST, element_bytes, dst);
+	else
+		blocks_decode(d, ROW_BRANCH, element_bytes, dst);
 }
 #endif

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The inner loop of pair.c with AVX-512 (VBMI): eight lanes a vector step by gathers, a row's 32
+ * The inner loop of pair.c with AVX-512 (VBMI, VBMI2): eight lanes a vector step by gathers, a row's 32
  * entries become 64 values in one vector.
  * Runs only where cpu_path() says so; bounds are pair.c's.
  */
 #if defined(__x86_64__)
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx2,bmi,bmi2,lzcnt")
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vbmi,avx512vbmi2,avx2,bmi,bmi2,lzcnt")
 
 #include <immintrin.h>
 
@@ -78,7 +78,7 @@ static inline __m512i offsets_of(const uint8_t *row, unsigned offset_bits)
 		at += 2;
 	}
 	if (offset_bits & 1) {
-		part = _mm512_set1_epi64((long long)pair_load64(row));
+		part = _mm512_set1_epi64((long long)bytes_load64(row));
 		part = _mm512_srlv_epi64(part, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
 		part = _mm512_and_si512(part, _mm512_set1_epi8(0x01));
 		offsets = _mm512_or_si512(offsets, _mm512_slli_epi16(part, at));
@@ -86,67 +86,75 @@ static inline __m512i offsets_of(const uint8_t *row, unsigned offset_bits)
 	return offsets;
 }
 
-/* The 64 high bytes of a row. */
-static inline __attribute__((always_inline)) void row_values(struct pair_decoder *d, __m512i base,
-							     const uint16_t *entries,
-							     const uint8_t *offset_row,
-							     unsigned offset_bits, uint8_t *high)
+struct bases {
+	__m512i all;
+};
+
+static inline struct bases bases_of(const struct pair_decoder *d)
+{
+	return (struct bases){
+		.all = _mm512_castsi256_si512(_mm256_load_si256((const __m256i *)d->base)),
+	};
+}
+
+/* The offsets of eight symbols: `mask` has ones in the low k bits of those bytes that have one. */
+static inline long long spiked_offsets_8(struct pair_decoder *d, long long mask)
+{
+	uint32_t at = d->next_offset_bit;
+	uint64_t bits = bytes_load64(d->spiked_offsets + (at >> 3)) >> (at & 7);
+
+	d->next_offset_bit = at + (uint32_t)__builtin_popcountll((uint64_t)mask);
+	return (long long)_pdep_u64(bits, (uint64_t)mask);
+}
+
+static inline __m512i spiked_offsets(struct pair_decoder *d, __m512i classes, unsigned offset_bits)
+{
+	__mmask64 others = _mm512_cmpneq_epi8_mask(classes, _mm512_set1_epi8((char)d->spike));
+	long long word[8];
+
+	_mm512_storeu_si512(word, _mm512_maskz_set1_epi8(others, (char)((1U << offset_bits) - 1)));
+	for (unsigned i = 0; i < 8; i++)
+		word[i] = spiked_offsets_8(d, word[i]);
+	return _mm512_setr_epi64(word[0], word[1], word[2], word[3], word[4], word[5], word[6],
+				 word[7]);
+}
+
+/* The 64 high bytes of a row: rare pairs and escapes come from their lists to where they belong. */
+static inline __attribute__((always_inline)) uint64_t
+row_values(struct pair_decoder *d, const struct bases *bases, const uint16_t *entries,
+	   const uint8_t *offset_row, enum row_kind kind, unsigned offset_bits, uint8_t *high)
 {
 	__m512i entry = _mm512_load_si512(entries), classes, values;
-	__mmask64 mask;
+	__m512i second = _mm512_set1_epi16((short)(PAIR_RARE << 11));
+	__mmask32 rare = _mm512_cmpge_epu16_mask(entry, second);
+	__mmask64 escaped;
 
+	entry = _mm512_mask_expand_epi16(entry, rare, _mm512_loadu_si512(d->rare + d->next_rare));
+	d->next_rare += (uint32_t)__builtin_popcount(rare);
 	/* First class and second class: bits 6 to 10 and 11 to 15 of 16 to bytes. */
 	classes = _mm512_ternarylogic_epi32(_mm512_srli_epi16(entry, 6), _mm512_set1_epi16(0x001f),
 					    _mm512_and_si512(_mm512_srli_epi16(entry, 3),
 							     _mm512_set1_epi16(0x1f00)),
 					    0xea); /* (a & b) | c */
-	values = _mm512_permutexvar_epi8(classes, base);
-	if (offset_bits)
+	values = _mm512_permutexvar_epi8(classes, bases->all);
+	if (kind == ROW_SPIKED)
+		values = _mm512_add_epi8(values, spiked_offsets(d, classes, offset_bits));
+	else if (offset_bits)
 		values = _mm512_add_epi8(values, offsets_of(offset_row, offset_bits));
+	escaped = _mm512_cmpeq_epi8_mask(classes, _mm512_set1_epi8(PAIR_ESCAPE));
+	values = _mm512_mask_expand_epi8(values, escaped,
+					 _mm512_loadu_si512(d->escapes + d->next_escape));
+	d->next_escape += (uint32_t)__builtin_popcountll(escaped);
 	_mm512_storeu_si512(high, values);
-	mask = _mm512_cmpgt_epi8_mask(classes, _mm512_set1_epi8(PAIR_ESCAPE - 1));
-	if (__builtin_expect(mask != 0, 0))
-		pair_patch(d, entries, (mask | mask >> 1) & 0x5555555555555555ULL, high);
+	return 0;
 }
-
-static inline __m512i base_of(const struct pair_decoder *d)
-{
-	return _mm512_castsi256_si512(_mm256_load_si256((const __m256i *)d->base));
-}
-
-/* A block of bytes, for a constant count of offset bits. */
-static inline __attribute__((always_inline)) void block_8(struct pair_decoder *d, uint32_t block,
-							  unsigned offset_bits, uint8_t *dst)
-{
-	const uint16_t *entries = d->entries[block & 1];
-	const uint8_t *offsets = d->offsets + (size_t)block * PAIR_BLOCK / 8 * offset_bits;
-	__m512i base = base_of(d);
-
-	dst += (size_t)block * PAIR_BLOCK;
-	for (unsigned row = 0; row < PAIR_BLOCK_STEPS; row++)
-		row_values(d, base, entries + row * PAIR_LANES, offsets + row * 8 * offset_bits,
-			   offset_bits, dst + row * PAIR_ROW);
-}
-
-#define BLOCK_8(n)                                                                             \
-	static __attribute__((noinline)) void block_8_##n(struct pair_decoder *d,              \
-							  uint32_t block, uint8_t *dst)        \
-	{                                                                                      \
-		block_8(d, block, n, dst);                                                     \
-	}
-BLOCK_8(0)
-BLOCK_8(1)
-BLOCK_8(2)
-BLOCK_8(3)
-BLOCK_8(4)
-BLOCK_8(5)
 
 /* 64 elements of 16 bits: high byte over low byte, rotated right by one bit. */
-static inline void store_16(__m512i high, const uint8_t *low_plane, uint8_t *dst)
+static inline void store_16(const uint8_t *high_row, const uint8_t *low_plane, uint8_t *dst)
 {
 	const __m512i order = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
 	const __m512i order_high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-	__m512i low = _mm512_loadu_si512(low_plane);
+	__m512i low = _mm512_loadu_si512(low_plane), high = _mm512_load_si512(high_row);
 	__m512i a = _mm512_unpacklo_epi8(low, high), b = _mm512_unpackhi_epi8(low, high);
 
 	a = _mm512_or_si512(_mm512_srli_epi16(a, 1), _mm512_slli_epi16(a, 15));
@@ -155,77 +163,13 @@ static inline void store_16(__m512i high, const uint8_t *low_plane, uint8_t *dst
 	_mm512_storeu_si512(dst + 64, _mm512_permutex2var_epi64(a, order_high, b));
 }
 
-/* 64 elements of 32 bits: three raw planes below the high byte. */
-static inline void store_32(const uint8_t *high_row, const uint8_t *low_plane, size_t plane_bytes,
-			    uint8_t *dst)
-{
-	for (unsigned i = 0; i < PAIR_ROW; i += 16) {
-		const uint8_t *low = low_plane + i;
-		__m128i p0 = _mm_loadu_si128((const __m128i *)(low + 2 * plane_bytes));
-		__m128i p1 = _mm_loadu_si128((const __m128i *)(low + plane_bytes));
-		__m128i p2 = _mm_loadu_si128((const __m128i *)low);
-		__m128i p3 = _mm_load_si128((const __m128i *)(high_row + i));
-		__m128i a = _mm_unpacklo_epi8(p0, p1), b = _mm_unpackhi_epi8(p0, p1);
-		__m128i c = _mm_unpacklo_epi8(p2, p3), e = _mm_unpackhi_epi8(p2, p3);
-		__m128i out[4] = {_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c),
-				  _mm_unpacklo_epi16(b, e), _mm_unpackhi_epi16(b, e)};
-
-		for (unsigned j = 0; j < 4; j++)
-			_mm_storeu_si128((__m128i *)(dst + 4 * i + 16 * j), _mm_ror_epi32(out[j], 1));
-	}
-}
-
-/* A block of wider elements: their high bytes by way of a row in the first cache. */
-static inline __attribute__((always_inline)) void
-block_wide(struct pair_decoder *d, uint32_t block, unsigned element_bytes, uint8_t *dst)
-{
-	const uint16_t *entries = d->entries[block & 1];
-	const uint8_t *offsets = d->offsets + (size_t)block * PAIR_BLOCK / 8 * d->offset_bits;
-	const uint8_t *low = d->low + (size_t)block * PAIR_BLOCK;
-	size_t plane_bytes = (size_t)d->n_blocks * PAIR_BLOCK;
-	__m512i base = base_of(d);
-
-	dst += (size_t)block * PAIR_BLOCK * element_bytes;
-	for (unsigned row = 0; row < PAIR_BLOCK_STEPS; row++) {
-		_Alignas(64) uint8_t high[PAIR_ROW];
-
-		row_values(d, base, entries + row * PAIR_LANES, offsets + row * 8 * d->offset_bits,
-			   d->offset_bits, high);
-		if (element_bytes == 2)
-			store_16(_mm512_load_si512(high), low, dst);
-		else
-			store_32(high, low, plane_bytes, dst);
-		low += PAIR_ROW;
-		dst += PAIR_ROW * element_bytes;
-	}
-}
-
-static __attribute__((noinline)) void block_16(struct pair_decoder *d, uint32_t block, uint8_t *dst)
-{
-	block_wide(d, block, 2, dst);
-}
-
-static __attribute__((noinline)) void block_32(struct pair_decoder *d, uint32_t block, uint8_t *dst)
-{
-	block_wide(d, block, 4, dst);
-}
+#include "codec/pair-blocks.h"
 
 void pair_blocks_avx512(struct pair_decoder *d, unsigned element_bytes, uint8_t *dst)
 {
-	static void (*const blocks_8[])(struct pair_decoder *, uint32_t, uint8_t *) = {
-		block_8_0, block_8_1, block_8_2, block_8_3, block_8_4, block_8_5,
-	};
-	void (*block_of)(struct pair_decoder *, uint32_t, uint8_t *) =
-		element_bytes == 1   ? blocks_8[d->offset_bits]
-		: element_bytes == 2 ? block_16
-				     : block_32;
-
-	/* A block behind the lanes: loads that span fresh narrow stores would wait for them. */
-	for (uint32_t block = 0; block <= d->n_blocks; block++) {
-		if (block < d->n_blocks)
-			lanes_step(d, d->entries[block & 1]);
-		if (block)
-			block_of(d, block - 1, dst);
-	}
+	if (d->spike != PAIR_RARE)
+		blocks_decode(d, ROW_SPIKED, element_bytes, dst);
+	else
+		blocks_decode(d, ROW_EXPAND, element_bytes, dst);
 }
 #endif

@@ -10,20 +10,23 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "codec/bytes.h"
 #include "codec/codec.h"
-#include "codec/pair-lanes.h"
+#include "codec/planes.h"
 #include "dcmem/container.h"
 
-#define LANE_STRIDE   PAIR_LANE_STRIDE
 #define N_PAIRS	      1024U
 #define RARE_PAIR     (N_PAIRS - 1) /* as PAIR_RARE twice */
 #define BLOCK_PAIRS   (PAIR_BLOCK / 2)
 #define CODE_PATCHED  (1U << 24) /* rare, or with an escape */
 #define COST_UNIT     256U	    /* of a bit */
+#define NO_SPIKE      256U
+#define SPIKE_SHARE   8U /* a value this much of the page may be a spike */
 
 /* How bytes become classes. */
 struct classes {
-	uint32_t offset_bits, shift, n; /* n without the escape */
+	uint32_t offset_bits, shift, n; /* n without the escape, with the spike, which is last */
+	uint32_t spike, n_spikes;	/* a value, or NO_SPIKE */
 	uint8_t bitmap[32];
 	uint8_t of_byte[256]; /* class, PAIR_ESCAPE where none */
 	uint32_t n_escapes;
@@ -31,10 +34,10 @@ struct classes {
 };
 
 struct pair_encoder {
-	uint8_t *high;	 /* CONTAINER_MAX_PAGE_BYTES: the coded bytes of wider elements */
+	uint8_t *planes; /* CONTAINER_MAX_PAGE_BYTES: of wider elements, the coded bytes first */
 	uint16_t *pairs; /* CONTAINER_MAX_PAGE_BYTES / 2: classes, first | second << 5 */
 	uint32_t *patched; /* CONTAINER_MAX_PAGE_BYTES / 2: indices of pairs with CODE_PATCHED, + 1 */
-	uint8_t *lanes;	 /* PAIR_LANES of LANE_STRIDE */
+	uint8_t *lanes;	 /* PAIR_LANES of PAIR_LANE_STRIDE */
 	uint32_t count[4][N_PAIRS];
 	uint8_t length[N_PAIRS]; /* 0: rare */
 	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 | CODE_PATCHED */
@@ -52,7 +55,7 @@ struct pair_encoder *pair_encoder_free(struct pair_encoder *encoder)
 {
 	if (!encoder)
 		return NULL;
-	memory_free(encoder->high);
+	memory_free(encoder->planes);
 	memory_free(encoder->pairs);
 	memory_free(encoder->patched);
 	memory_free(encoder->lanes);
@@ -65,11 +68,11 @@ struct pair_encoder *pair_encoder_new(void)
 
 	if (!encoder)
 		return NULL;
-	encoder->high = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
+	encoder->planes = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
 	encoder->pairs = memory_array(CONTAINER_MAX_PAGE_BYTES / 2, sizeof(*encoder->pairs));
 	encoder->patched = memory_array(CONTAINER_MAX_PAGE_BYTES / 2 + 1, sizeof(*encoder->patched));
-	encoder->lanes = memory_alloc((size_t)PAIR_LANES * LANE_STRIDE);
-	if (!encoder->high || !encoder->pairs || !encoder->patched || !encoder->lanes)
+	encoder->lanes = memory_alloc((size_t)PAIR_LANES * PAIR_LANE_STRIDE);
+	if (!encoder->planes || !encoder->pairs || !encoder->patched || !encoder->lanes)
 		return pair_encoder_free(encoder);
 	return encoder;
 }
@@ -90,26 +93,31 @@ static uint32_t log2_units(uint32_t n)
 	return whole * COST_UNIT + units;
 }
 
-static void store_u64(uint8_t *p, uint64_t value)
-{
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-	value = __builtin_bswap64(value);
-#endif
-	memcpy(p, &value, sizeof(value));
-}
-
 static void count_bytes(const uint8_t *bytes, size_t n, uint32_t ret_count[256])
 {
 	uint32_t count[4][256] = {0};
 
 	for (size_t i = 0; i < n; i += 8) {
-		uint64_t word = pair_load64(bytes + i);
+		uint64_t word = bytes_load64(bytes + i);
 
 		for (unsigned j = 0; j < 8; j++)
 			count[j & 3][word >> (8 * j) & 0xff]++;
 	}
 	for (unsigned i = 0; i < 256; i++)
 		ret_count[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
+}
+
+/* The index of the largest count, which becomes 0; n if none is left. */
+static uint32_t take_commonest(uint32_t *count, uint32_t n)
+{
+	uint32_t best = 0;
+
+	for (uint32_t i = 1; i < n; i++)
+		best = count[i] > count[best] ? i : best;
+	if (count[best] == 0)
+		return n;
+	count[best] = 0;
+	return best;
 }
 
 /*
@@ -124,52 +132,55 @@ static uint32_t count_digits(const struct classes *classes, const uint32_t count
 	for (uint32_t value = 0; value < 256; value++)
 		left[value] = classes->of_byte[value] == PAIR_ESCAPE ? count[value] : 0;
 	for (uint32_t i = 0; i < PAIR_COMMON_ESCAPES; i++) {
-		uint32_t best = 0;
+		uint32_t best = take_commonest(left, 256);
 
-		for (uint32_t value = 1; value < 256; value++)
-			best = left[value] > left[best] ? value : best;
-		if (left[best] == 0)
+		if (best == 256)
 			break;
 		if (ret_common) {
 			ret_common[i] = (uint8_t)best;
 			ret_digit[best] = (uint8_t)i;
 		}
-		n_digits -= 2 * left[best];
-		left[best] = 0;
+		n_digits -= 2 * count[best];
 	}
 	return n_digits;
 }
 
-/* Takes the blocks that are counted most, 30 at most, and estimates what they cost. */
+static uint64_t cost_of(uint32_t count, uint32_t n)
+{
+	return (uint64_t)count * (log2_units(n) - log2_units(count));
+}
+
+/*
+ * Takes the blocks that are counted most, 30 at most, and estimates what they cost. `spike`: the
+ * value that has a class of its own, or NO_SPIKE.
+ */
 static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offset_bits,
-			   uint32_t shift, struct classes *ret_classes)
+			   uint32_t shift, uint32_t spike, struct classes *ret_classes)
 {
 	struct classes *c = ret_classes;
-	uint32_t n_blocks = 256U >> offset_bits, block_count[256] = {0}, left[256], n_kept = 0;
-	uint64_t inside = 0;
+	uint32_t n_blocks = 256U >> offset_bits, left[256] = {0}, block_count[256], n_kept = 0;
+	uint32_t n_spikes = spike == NO_SPIKE ? 0 : count[spike], inside = n_spikes;
+	uint32_t most = PAIR_MAX_CLASSES - (n_spikes > 0);
 
-	*c = (struct classes){.offset_bits = offset_bits, .shift = shift};
-	for (uint32_t value = 0; value < 256; value++)
-		block_count[((value - shift) & 0xff) >> offset_bits] += count[value];
-	memcpy(left, block_count, sizeof(left));
-	for (uint32_t i = 0; i < PAIR_MAX_CLASSES; i++) {
-		uint32_t best = 0;
+	*c = (struct classes){.offset_bits = offset_bits, .shift = shift, .spike = spike,
+			      .n_spikes = n_spikes};
+	for (uint32_t value = 0; value < 256; value++) {
+		if (value != spike)
+			left[((value - shift) & 0xff) >> offset_bits] += count[value];
+	}
+	memcpy(block_count, left, sizeof(left));
+	for (; n_kept < most; n_kept++) {
+		uint32_t best = take_commonest(left, n_blocks);
 
-		for (uint32_t block = 1; block < n_blocks; block++)
-			best = left[block] > left[best] ? block : best;
-		if (left[best] == 0)
+		if (best == n_blocks)
 			break;
 		c->bitmap[best >> 3] |= (uint8_t)(1U << (best & 7));
-		inside += left[best];
-		c->cost += (uint64_t)left[best] * (log2_units(n) - log2_units(left[best]));
-		left[best] = 0;
-		n_kept++;
+		inside += block_count[best];
+		c->cost += cost_of(block_count[best], n);
 	}
 	c->n = n_kept;
-	c->n_escapes = n - (uint32_t)inside;
-	c->cost += (uint64_t)n * offset_bits * COST_UNIT;
-	/* The code's table: about two bits a pair, and a third of the pairs have a codeword. */
-	c->cost += (uint64_t)n_kept * n_kept * COST_UNIT * 2 / 3;
+	c->n_escapes = n - inside;
+	c->cost += (uint64_t)(n - n_spikes) * offset_bits * COST_UNIT;
 	memset(c->of_byte, PAIR_ESCAPE, sizeof(c->of_byte));
 	for (uint32_t block = 0, class = 0; block < n_blocks; block++) {
 		if (!(c->bitmap[block >> 3] >> (block & 7) & 1))
@@ -178,26 +189,39 @@ static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offse
 			c->of_byte[((block << offset_bits) + i + shift) & 0xff] = (uint8_t)class;
 		class++;
 	}
+	if (n_spikes) {
+		c->of_byte[spike] = (uint8_t)c->n++;
+		c->cost += cost_of(n_spikes, n);
+	}
+	/* The code's table: about two bits a pair, and a third of the pairs have a codeword. */
+	c->cost += (uint64_t)c->n * c->n * COST_UNIT * 2 / 3;
 	/* Many escapes are slow, and never small: another k has none. */
 	if (c->n_escapes > n / 16)
 		c->cost = UINT64_MAX;
 	else if (c->n_escapes)
-		c->cost += (uint64_t)c->n_escapes * (log2_units(n) - log2_units(c->n_escapes)) +
+		c->cost += cost_of(c->n_escapes, n) +
 			   (uint64_t)count_digits(c, count, NULL, NULL) * 4 * COST_UNIT;
 }
 
 static void classes_best(const uint32_t count[256], uint32_t n, struct classes *ret_classes)
 {
 	struct classes candidate;
+	uint32_t left[256], top;
 
+	memcpy(left, count, sizeof(left));
+	top = take_commonest(left, 256);
 	ret_classes->cost = UINT64_MAX;
 	for (uint32_t offset_bits = 0; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
 		uint32_t half = 1U << offset_bits >> 1;
+		bool may_spike = offset_bits && count[top] > n / SPIKE_SHARE;
 
 		for (uint32_t shift = 0; shift <= half; shift += half ? half : 1) {
-			classes_choose(count, n, offset_bits, shift, &candidate);
-			if (candidate.cost < ret_classes->cost)
-				*ret_classes = candidate;
+			for (unsigned spiked = 0; spiked <= may_spike; spiked++) {
+				classes_choose(count, n, offset_bits, shift,
+					       spiked ? top : NO_SPIKE, &candidate);
+				if (candidate.cost < ret_classes->cost)
+					*ret_classes = candidate;
+			}
 		}
 	}
 }
@@ -208,7 +232,7 @@ static void count_pairs(struct pair_encoder *e, const struct classes *classes,
 {
 	memset(e->count, 0, sizeof(e->count));
 	for (size_t i = 0; i < n; i += 8) {
-		uint64_t word = pair_load64(bytes + i);
+		uint64_t word = bytes_load64(bytes + i);
 
 		for (unsigned j = 0; j < 4; j++) {
 			uint32_t first = classes->of_byte[word >> (16 * j) & 0xff];
@@ -365,13 +389,14 @@ static uint32_t expected_length(uint32_t weight, uint32_t other)
 static void code_choose(struct pair_encoder *e, uint32_t n_pairs)
 {
 	uint32_t keys[N_PAIRS], sorted[N_PAIRS], n = 0;
-	uint32_t least = n_pairs / PAIR_TABLE / 2 + 1;
+	uint32_t least = n_pairs / PAIR_TABLE / 8 + 1;
 	uint8_t length[N_PAIRS];
 
 	e->n_rare = 0;
 	memset(e->length, 0, sizeof(e->length));
 	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
-		if (e->count[0][pair] >= least &&
+		/* A pair of escapes is always rare: pair.c tells rare pairs by it. */
+		if (e->count[0][pair] >= least && pair != (PAIR_ESCAPE | PAIR_ESCAPE << 5) &&
 		    expected_length(e->weight[pair & 31], e->weight[pair >> 5]))
 			keys[n++] = e->count[0][pair] << 10 | pair;
 		else
@@ -497,7 +522,7 @@ static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_byt
 
 		for (unsigned lane = 0; lane < PAIR_LANES; lane++) {
 			const uint16_t *pairs = e->pairs + block + lane;
-			uint8_t *out = e->lanes + (size_t)lane * LANE_STRIDE + at[lane];
+			uint8_t *out = e->lanes + (size_t)lane * PAIR_LANE_STRIDE + at[lane];
 			uint64_t bits = word[lane];
 			uint32_t n = n_bits[lane];
 
@@ -509,7 +534,7 @@ static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_byt
 				bits |= (uint64_t)(code & 0xffff) << n;
 				n += code >> 16 & 15;
 			}
-			store_u64(out, bits);
+			bytes_store64(out, bits);
 			at[lane] += n >> 3;
 			word[lane] = bits >> (n & ~7U);
 			n_bits[lane] = n & 7;
@@ -532,7 +557,7 @@ static void write_offsets(struct writer *w, const struct classes *classes, const
 		uint8_t row[8 * 7], *out = row;
 
 		for (unsigned j = 0; j < PAIR_ROW / 8; j++) {
-			uint64_t v = pair_load64(bytes + i + 8 * (size_t)j);
+			uint64_t v = bytes_load64(bytes + i + 8 * (size_t)j);
 
 			/* Eight subtractions that do not borrow from each other. */
 			v = (((v | high) - (shift & ~high)) ^ ((v ^ ~shift) & high)) & mask;
@@ -547,12 +572,34 @@ static void write_offsets(struct writer *w, const struct classes *classes, const
 			part1 |= (v & ones) << j;
 		}
 		for (unsigned j = 0; classes->offset_bits & 4 && j < 4; j++, out += 8)
-			store_u64(out, part4[j]);
+			bytes_store64(out, part4[j]);
 		for (unsigned j = 0; classes->offset_bits & 2 && j < 2; j++, out += 8)
-			store_u64(out, part2[j]);
-		store_u64(out, part1);
+			bytes_store64(out, part2[j]);
+		bytes_store64(out, part1);
 		writer_bytes(w, row, (size_t)8 * classes->offset_bits);
 	}
+}
+
+/* The same of a page with a spike: the bits of the other symbols, one after the other. */
+static void write_spiked_offsets(struct writer *w, const struct classes *classes,
+				 const uint8_t *bytes, size_t n)
+{
+	uint32_t k = classes->offset_bits, n_bits = 0;
+	uint64_t word = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint32_t is_other = bytes[i] != classes->spike;
+
+		word |= (uint64_t)((bytes[i] - classes->shift) & ((1U << k) - 1) & -is_other) << n_bits;
+		n_bits += k & -is_other;
+		if (n_bits < 32)
+			continue;
+		writer_put(w, (uint32_t)word, 32);
+		word >>= 32;
+		n_bits -= 32;
+	}
+	writer_put(w, (uint32_t)word, n_bits);
+	writer_align(w);
 }
 
 /* Where the pairs that need a patch stand. A branch for each would be taken by chance. */
@@ -599,37 +646,6 @@ static void write_patches(struct writer *w, struct pair_encoder *e, const uint8_
 	writer_align(w);
 }
 
-/* Elements rotated left by one bit: the high bytes to be coded, the others as they come. */
-static void split_high(const uint8_t *src, size_t n, unsigned element_bytes, uint8_t *high)
-{
-	unsigned top = element_bytes - 1;
-
-	for (size_t i = 0; i < n; i++) {
-		const uint8_t *element = src + i * element_bytes;
-
-		high[i] = (uint8_t)(element[top] << 1 | element[top - 1] >> 7);
-	}
-}
-
-static void write_low(struct writer *w, const uint8_t *src, size_t n, unsigned element_bytes)
-{
-	for (unsigned plane = element_bytes - 1; plane-- > 0;) {
-		uint8_t *out = w->dst + w->at;
-
-		if (n > w->capacity - w->at) {
-			w->is_full = true;
-			return;
-		}
-		for (size_t i = 0; i < n; i++) {
-			const uint8_t *element = src + i * element_bytes;
-			uint8_t below = plane ? element[plane - 1] : element[element_bytes - 1];
-
-			out[i] = (uint8_t)(element[plane] << 1 | below >> 7);
-		}
-		w->at += n;
-	}
-}
-
 int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *src, size_t src_bytes,
 		 uint8_t *dst, size_t dst_capacity, size_t *ret_bytes)
 {
@@ -642,8 +658,9 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 	if (n == 0 || src_bytes > CONTAINER_MAX_PAGE_BYTES)
 		return CODEC_E_INCOMPRESSIBLE;
 	if (element_bytes > 1) {
-		split_high(src, n, element_bytes, e->high);
-		bytes = e->high;
+		planes_of(element_bytes == 2 ? CODEC_ZSTD_PLANES_16 : CODEC_ZSTD_PLANES_32)
+			->split(src, n, e->planes);
+		bytes = e->planes;
 	}
 	count_bytes(bytes, n, count);
 	classes_best(count, (uint32_t)n, &classes);
@@ -655,10 +672,14 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 	code_choose(e, (uint32_t)(n / 2));
 	code_assign(e);
 
-	writer_put(&w, classes.offset_bits, 8);
+	writer_put(&w, classes.offset_bits | (classes.n_spikes ? PAIR_SPIKED : 0), 8);
 	writer_put(&w, classes.shift, 8);
 	writer_put(&w, e->n_rare, 32);
 	writer_put(&w, e->n_digits, 32);
+	if (classes.n_spikes) {
+		writer_put(&w, classes.spike, 8);
+		writer_put(&w, classes.n_spikes, 32);
+	}
 	writer_bytes(&w, classes.bitmap, 32U >> classes.offset_bits);
 	write_code(&w, e);
 	if (e->n_digits)
@@ -667,10 +688,12 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
 		writer_put(&w, lane_bytes[lane], 16);
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
-		writer_bytes(&w, e->lanes + (size_t)lane * LANE_STRIDE, lane_bytes[lane]);
+		writer_bytes(&w, e->lanes + (size_t)lane * PAIR_LANE_STRIDE, lane_bytes[lane]);
 	if (element_bytes > 1)
-		write_low(&w, src, n, element_bytes);
-	if (classes.offset_bits)
+		writer_bytes(&w, e->planes + n, n * (element_bytes - 1));
+	if (classes.n_spikes)
+		write_spiked_offsets(&w, &classes, bytes, n);
+	else if (classes.offset_bits)
 		write_offsets(&w, &classes, bytes, n);
 	write_patches(&w, e, bytes, n / 2);
 	writer_bytes(&w, src + n * element_bytes, src_bytes - n * element_bytes);

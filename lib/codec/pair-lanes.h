@@ -6,31 +6,18 @@
 #ifndef CODEC_PAIR_LANES_H
 #define CODEC_PAIR_LANES_H
 
-#include <stdbool.h>
 #include <string.h>
 
+#include "codec/bytes.h"
 #include "codec/pair.h"
 
-static inline uint64_t pair_load64(const uint8_t *p)
-{
-	uint64_t word;
-
-	memcpy(&word, p, sizeof(word));
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-	word = __builtin_bswap64(word);
-#endif
-	return word;
-}
-
-/* The eight bytes at `at`, zeros past the end: for the last bytes of a page and for hostile ones. */
-static inline uint64_t pair_load64_near_end(const uint8_t *src, size_t src_bytes, size_t at)
-{
-	uint8_t bytes[8] = {0};
-
-	if (at < src_bytes)
-		memcpy(bytes, src + at, src_bytes - at < 8 ? src_bytes - at : 8);
-	return pair_load64(bytes);
-}
+/* How a row becomes values, chosen for a page. */
+enum row_kind {
+	ROW_BRANCH, /* patches, where there are any, one by one */
+	ROW_LIST,   /* bytes alone: listed, and mended later, since a branch would be guessed wrong */
+	ROW_EXPAND, /* as vectors */
+	ROW_SPIKED, /* rare pairs as vectors; the offsets are those of the other classes alone */
+};
 
 /*
  * Keeps a value in its register and the stores before it apart: without it the compiler moves the
@@ -41,25 +28,21 @@ static inline uint64_t pair_load64_near_end(const uint8_t *src, size_t src_bytes
 /* Lanes that step together: as many as have registers, since a lane alone is all latency. */
 #define PAIR_GROUP 8U
 
-/*
- * Four codewords of a group of lanes: at most 52 bits of the 57 that a load at any bit gives. A
- * mark in the top bit tells at the end how many were used.
- */
+/* Four codewords of a group of lanes: at most 52 bits of the 57 that a load at any bit gives. */
 static inline __attribute__((always_inline)) void
 pair_group_step(struct pair_decoder *d, unsigned lane, uint16_t *entries)
 {
 	const uint8_t *bytes = d->lanes + (size_t)lane * PAIR_LANE_STRIDE;
-	uint32_t *position = d->position + lane;
+	const uint32_t *position = d->position + lane;
 	const uint16_t *table = d->table;
-	uint64_t bits[PAIR_GROUP], mark = 1ULL << 63;
+	uint64_t bits[PAIR_GROUP];
 
-	PAIR_OPAQUE(mark);
+	PAIR_OPAQUE(bytes);
 #pragma GCC unroll 8
 	for (unsigned i = 0; i < PAIR_GROUP; i++) {
-		uint32_t at = position[i];
+		const uint8_t *next = bytes + (position[i] >> 3);
 
-		bits[i] = pair_load64(bytes + (size_t)i * PAIR_LANE_STRIDE + (at >> 3));
-		bits[i] = bits[i] >> (at & 7) | mark;
+		bits[i] = bytes_load64(next + (size_t)i * PAIR_LANE_STRIDE) >> (position[i] & 7);
 		PAIR_OPAQUE(bits[i]);
 	}
 #pragma GCC unroll 4
@@ -73,13 +56,6 @@ pair_group_step(struct pair_decoder *d, unsigned lane, uint16_t *entries)
 			PAIR_OPAQUE(bits[i]);
 		}
 	}
-#pragma GCC unroll 8
-	for (unsigned i = 0; i < PAIR_GROUP; i++) {
-		uint32_t n_used = (uint32_t)__builtin_clzll(bits[i]);
-
-		PAIR_OPAQUE(n_used);
-		position[i] += n_used;
-	}
 }
 
 /* The entries of the next block. */
@@ -88,61 +64,37 @@ static inline __attribute__((always_inline)) void pair_lanes_step(struct pair_de
 {
 	for (unsigned lane = 0; lane < PAIR_LANES; lane += PAIR_GROUP)
 		pair_group_step(d, lane, entries);
-}
+	/* The lowest six bits of the sum are the sum of the lengths: below 64, so nothing is lost. */
+	for (unsigned lane = 0; lane < PAIR_LANES; lane++) {
+		const uint16_t *e = entries + lane;
 
-/* The next digit of the escapes, 0 past their end. */
-static inline uint32_t pair_escape_digit(struct pair_decoder *d)
-{
-	uint32_t at = d->next_escape++;
-
-	return at < d->n_escapes ? d->escapes[at >> 1] >> (4 * (at & 1)) & 15 : 0;
-}
-
-static inline void pair_patch_value(struct pair_decoder *d, uint32_t class, uint8_t *value)
-{
-	uint32_t digit;
-
-	if (class != PAIR_ESCAPE) {
-		*value = (uint8_t)(*value + d->base[class]);
-		return;
-	}
-	digit = pair_escape_digit(d);
-	if (digit < PAIR_COMMON_ESCAPES) {
-		*value = d->common[digit];
-	} else {
-		digit = pair_escape_digit(d);
-		*value = (uint8_t)(digit | pair_escape_digit(d) << 4);
+		d->position[lane] += (e[0] + e[PAIR_LANES] + e[2 * PAIR_LANES] + e[3 * PAIR_LANES]) & 63U;
 	}
 }
 
 /*
- * Mends the values of those pairs of a row whose bits are set in `mask`, bit 2 i for pair i. The
- * values of a rare pair are its offsets so far, since its classes have base 0.
+ * Mends the values of a row whose bits are set in `mask`: of escapes, and of both symbols of rare
+ * pairs, whose values so far are those of their mark.
  */
-static inline void pair_patch(struct pair_decoder *d, const uint16_t *entries, uint64_t mask,
-			      uint8_t *values)
+static inline void pair_patch(struct pair_decoder *d, uint64_t mask, uint8_t *values)
 {
-	for (; mask; mask &= mask - 1) {
-		unsigned i = (unsigned)__builtin_ctzll(mask);
-		uint32_t entry = entries[i / 2], first = entry >> 6 & 31, second = entry >> 11;
+	/* No codeword is a pair of escapes, so two bits are a rare pair. */
+	uint64_t rare = mask & mask >> 1 & 0x5555555555555555ULL;
+	uint32_t mark = d->base[PAIR_RARE];
 
-		if (first == PAIR_RARE) {
-			size_t bit = (size_t)d->next_rare * 10;
-			uint32_t pair = 0;
+	mask &= ~(rare | rare << 1);
+	for (; rare; rare &= rare - 1) {
+		unsigned i = (unsigned)__builtin_ctzll(rare);
+		uint32_t entry = d->rare[d->next_rare++], first = entry >> 6 & 31;
+		uint32_t second = entry >> 11;
 
-			if (d->next_rare < d->n_rare)
-				pair = (uint32_t)(d->rare[bit >> 3] | d->rare[(bit >> 3) + 1] << 8) >>
-				       (bit & 7);
-			d->next_rare++;
-			pair_patch_value(d, pair & 31, values + i);
-			pair_patch_value(d, pair >> 5 & 31, values + i + 1);
-			continue;
-		}
-		if (first == PAIR_ESCAPE)
-			pair_patch_value(d, first, values + i);
-		if (second == PAIR_ESCAPE)
-			pair_patch_value(d, second, values + i + 1);
+		values[i] = (uint8_t)(values[i] - mark + d->base[first]);
+		values[i + 1] = (uint8_t)(values[i + 1] - mark + d->base[second]);
+		mask |= (uint64_t)(first == PAIR_ESCAPE) << i;
+		mask |= (uint64_t)(second == PAIR_ESCAPE) << i << 1;
 	}
+	for (; mask; mask &= mask - 1)
+		values[__builtin_ctzll(mask)] = d->escapes[d->next_escape++];
 }
 
 #endif

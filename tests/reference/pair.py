@@ -79,11 +79,16 @@ def offset(row_bytes, k, i):
 
 def decode(page, size, element):
     n = size // element // 256 * 256
-    k, shift = page[0], page[1]
+    k, is_spiked, shift = page[0] & 127, page[0] >> 7, page[1]
     n_rare, n_escapes = (int.from_bytes(page[at:at + 4], 'little') for at in (2, 6))
-    at = 10 + (32 >> k)
-    blocks = [b for b in range(256 >> k) if page[10 + b // 8] >> b % 8 & 1]
-    classes = list(range(len(blocks))) + ([30] if n_escapes else [])
+    at, spike, n_spikes = 10, None, 0
+    if is_spiked:
+        spike_symbol, n_spikes, at = page[10], int.from_bytes(page[11:15], 'little'), 15
+    blocks = [b for b in range(256 >> k) if page[at + b // 8] >> b % 8 & 1]
+    at += 32 >> k
+    if is_spiked:
+        spike = len(blocks)
+    classes = list(range(len(blocks) + is_spiked)) + ([30] if n_escapes else [])
     bits = Bits(page[at:at + 2048])
     book = canonical(read_lengths(bits, classes))
     at += (bits.at + 7) // 8
@@ -96,7 +101,9 @@ def decode(page, size, element):
         lanes.append(read_lane(page[at:at + lane], n // 64, book))
         at += lane
     low, at = page[at:at + n * (element - 1)], at + n * (element - 1)
-    offsets, at = page[at:at + n * k // 8], at + n * k // 8
+    n_offsets = ((n - n_spikes) * k + 7) // 8
+    offsets, at = page[at:at + n_offsets], at + n_offsets
+    in_order = Bits(offsets)
     rare, at = Bits(page[at:at + (10 * n_rare + 7) // 8]), at + (10 * n_rare + 7) // 8
     digits, at = Bits(page[at:at + (n_escapes + 1) // 2]), at + (n_escapes + 1) // 2
     out = bytearray()
@@ -104,11 +111,18 @@ def decode(page, size, element):
         for lane in range(32):
             pair = lanes[lane][row] or (rare.take(5), rare.take(5))
             for j, symbol_class in enumerate(pair):
+                if is_spiked and symbol_class != spike:
+                    raw = in_order.take(k)
                 if symbol_class == 30:
                     digit = digits.take(4)
                     symbol = common[digit] if digit < 15 else digits.take(4) | digits.take(4) << 4
+                elif symbol_class == spike:
+                    symbol = spike_symbol
                 else:
-                    raw = offset(offsets[8 * k * row:8 * k * (row + 1)], k, 2 * lane + j) if k else 0
+                    if k and not is_spiked:
+                        raw = offset(offsets[8 * k * row:8 * k * (row + 1)], k, 2 * lane + j)
+                    elif k == 0:
+                        raw = 0
                     symbol = (blocks[symbol_class] << k) + shift + raw & 0xff
                 i = 64 * row + 2 * lane + j
                 value = symbol
@@ -119,6 +133,7 @@ def decode(page, size, element):
                     value = value >> 1 | (value & 1) << width - 1
                 out += value.to_bytes(element, 'little')
     assert rare.at == 10 * n_rare and digits.at == 4 * n_escapes
+    assert not is_spiked or in_order.at == (n - n_spikes) * k
     out += page[at:]
     assert len(out) == size
     return bytes(out)

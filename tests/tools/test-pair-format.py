@@ -27,10 +27,14 @@ def sources(rng):
     tails = bytearray(bell(rng, 9000, 2))
     for i in range(0, 9000, 50):
         tails[i] = rng.randrange(256)
+    spiked = bytearray(bell(rng, 9000, 20))
+    for i in range(0, 9000, 2):
+        spiked[i + rng.randrange(2)] = 0
     half = b''.join(bytes([rng.randrange(256), 0x3c + int(rng.gauss(0, 1))]) for _ in range(3000))
     single = b''.join(rng.randbytes(3) + bytes([0x3d + int(rng.gauss(0, 1))]) for _ in range(1500))
     return {'narrow': ('I8', bell(rng, 8192, 1.5)), 'middle': ('I8', bell(rng, 8300, 9)),
             'wide': ('I8', bell(rng, 8192, 30)), 'tails': ('I8', bytes(tails)),
+            'spiked': ('I8', bytes(spiked)),
             'half': ('BF16', half), 'single': ('F32', single)}
 
 

@@ -35,6 +35,7 @@ enum kind {
 	WIDE,	 /* bell, about 7 bits: raw bits under the classes */
 	TAILS,	 /* a narrow bell and anything else now and then: escapes */
 	SPARSE,	 /* zeros, or anything */
+	SPIKED,	 /* a bell of about 5 bits, half of it set to one value */
 	UNIFORM,
 	N_KINDS,
 };
@@ -60,6 +61,8 @@ static uint8_t draw(enum kind kind)
 		return random_u32() % 40 ? (uint8_t)(sum / 128) : (uint8_t)random_u32();
 	case SPARSE:
 		return random_u32() % 2 ? 0 : (uint8_t)random_u32();
+	case SPIKED:
+		return random_u32() % 2 ? 3 : random_u32() % 50 ? (uint8_t)(sum / 20) : (uint8_t)sum;
 	default:
 		return (uint8_t)random_u32();
 	}
