@@ -572,14 +572,16 @@ void pair_blocks_portable(struct pair_decoder *d, unsigned element_bytes, uint8_
 	/* A block behind the lanes: loads that span fresh narrow stores would wait for them. */
 	for (uint32_t block = 0; block <= d->n_blocks; block++) {
 		uint16_t *entries = d->entries[(block + 1) & 1];
-		size_t at = ((size_t)block - 1) * PAIR_BLOCK;
-		const uint8_t *offsets = d->offsets + at / 8 * d->offset_bits;
 		uint8_t high[PAIR_BLOCK];
+		const uint8_t *offsets;
+		size_t at;
 
 		if (block < d->n_blocks)
 			pair_lanes_step(d, d->entries[block & 1]);
 		if (block == 0)
 			continue;
+		at = (size_t)(block - 1) * PAIR_BLOCK;
+		offsets = d->offsets + at / 8 * d->offset_bits;
 		if (element_bytes == 1) {
 			block_high(d, entries, offsets, dst + at);
 			if (d->n_patched > PAIR_LIST_ROWS - PAIR_BLOCK_STEPS - 1)
