@@ -18,7 +18,10 @@
 #define N_PAIRS	      1024U
 #define RARE_PAIR     (N_PAIRS - 1) /* as PAIR_RARE twice */
 #define BLOCK_PAIRS   (PAIR_BLOCK / 2)
-#define CODE_PATCHED  (1U << 24) /* rare, or with an escape */
+#define CODE_PATCHED  (1U << 8) /* rare, or with an escape */
+#define CODE_SHIFT    16U
+#define SAMPLED_BYTES 65536U
+#define SAMPLE_EVERY  4U
 #define COST_UNIT     256U	    /* of a bit */
 #define NO_SPIKE      256U
 #define SPIKE_SHARE   8U /* a value this much of the page may be a spike */
@@ -38,17 +41,17 @@ struct pair_encoder {
 	uint16_t *pairs; /* CONTAINER_MAX_PAGE_BYTES / 2: classes, first | second << 5 */
 	uint32_t *patched; /* CONTAINER_MAX_PAGE_BYTES / 2: indices of pairs with CODE_PATCHED, + 1 */
 	uint8_t *lanes;	 /* PAIR_LANES of PAIR_LANE_STRIDE */
-	uint32_t count[4][N_PAIRS];
+	uint32_t count[4][N_PAIRS]; /* of pairs; the first has the sums in the end */
+	uint32_t class_count[32];
 	uint8_t length[N_PAIRS]; /* 0: rare */
-	uint32_t code[N_PAIRS];	 /* codeword, lowest bit first, | length << 16 | CODE_PATCHED */
-	uint8_t is_patched[CONTAINER_MAX_PAGE_BYTES / PAIR_BLOCK];
+	uint32_t code[N_PAIRS];	 /* length | CODE_PATCHED | codeword << CODE_SHIFT, lowest bit first */
+	uint32_t patched_lanes[CONTAINER_MAX_PAGE_BYTES / PAIR_BLOCK]; /* a bit for each */
 	uint32_t n_rare;
 	uint32_t n_rows; /* classes that occur, the escape last */
 	uint8_t rows[PAIR_MAX_CLASSES + 1];
 	uint8_t weight[32]; /* by class, half bits */
 	uint8_t common[PAIR_COMMON_ESCAPES];
 	uint8_t digit[256]; /* of a value in `common`, else PAIR_COMMON_ESCAPES */
-	uint32_t n_digits;
 };
 
 struct pair_encoder *pair_encoder_free(struct pair_encoder *encoder)
@@ -93,161 +96,38 @@ static uint32_t log2_units(uint32_t n)
 	return whole * COST_UNIT + units;
 }
 
-static void count_bytes(const uint8_t *bytes, size_t n, uint32_t ret_count[256])
+/* What classes are chosen by: how often each value comes in every row or every fourth. */
+struct sample {
+	uint32_t count[256], n;
+	uint32_t every; /* rows */
+};
+
+/* Of large pages every fourth row, in other columns each time. What it misses will be escapes. */
+static void sample_take(const uint8_t *bytes, size_t n, struct sample *ret_sample)
 {
-	uint32_t count[4][256] = {0};
+	size_t n_rows = n / PAIR_ROW, every = n >= SAMPLED_BYTES ? SAMPLE_EVERY : 1;
+	uint32_t count[8][256] = {0};
 
-	for (size_t i = 0; i < n; i += 8) {
-		uint64_t word = bytes_load64(bytes + i);
+	for (size_t i = 0; i < n_rows; i += every) {
+		const uint8_t *row = bytes + (i + i / every / every % every) * PAIR_ROW;
 
-		for (unsigned j = 0; j < 8; j++)
-			count[j & 3][word >> (8 * j) & 0xff]++;
-	}
-	for (unsigned i = 0; i < 256; i++)
-		ret_count[i] = count[0][i] + count[1][i] + count[2][i] + count[3][i];
-}
+		/* Rows this far apart are not foreseen by the processor. */
+		__builtin_prefetch((const void *)((uintptr_t)row + 8 * SAMPLE_EVERY * PAIR_ROW));
+		for (unsigned at = 0; at < PAIR_ROW; at += 8) {
+			uint64_t word = bytes_load64(row + at);
 
-/* The index of the largest count, which becomes 0; n if none is left. */
-static uint32_t take_commonest(uint32_t *count, uint32_t n)
-{
-	uint32_t best = 0;
-
-	for (uint32_t i = 1; i < n; i++)
-		best = count[i] > count[best] ? i : best;
-	if (count[best] == 0)
-		return n;
-	count[best] = 0;
-	return best;
-}
-
-/*
- * The digits that all escapes take if the commonest values have one digit; those values, and each
- * value's digit, if wanted.
- */
-static uint32_t count_digits(const struct classes *classes, const uint32_t count[256],
-			     uint8_t ret_common[PAIR_COMMON_ESCAPES], uint8_t ret_digit[256])
-{
-	uint32_t left[256], n_digits = 3 * classes->n_escapes;
-
-	for (uint32_t value = 0; value < 256; value++)
-		left[value] = classes->of_byte[value] == PAIR_ESCAPE ? count[value] : 0;
-	for (uint32_t i = 0; i < PAIR_COMMON_ESCAPES; i++) {
-		uint32_t best = take_commonest(left, 256);
-
-		if (best == 256)
-			break;
-		if (ret_common) {
-			ret_common[i] = (uint8_t)best;
-			ret_digit[best] = (uint8_t)i;
-		}
-		n_digits -= 2 * count[best];
-	}
-	return n_digits;
-}
-
-static uint64_t cost_of(uint32_t count, uint32_t n)
-{
-	return (uint64_t)count * (log2_units(n) - log2_units(count));
-}
-
-/*
- * Takes the blocks that are counted most, 30 at most, and estimates what they cost. `spike`: the
- * value that has a class of its own, or NO_SPIKE.
- */
-static void classes_choose(const uint32_t count[256], uint32_t n, uint32_t offset_bits,
-			   uint32_t shift, uint32_t spike, struct classes *ret_classes)
-{
-	struct classes *c = ret_classes;
-	uint32_t n_blocks = 256U >> offset_bits, left[256] = {0}, block_count[256], n_kept = 0;
-	uint32_t n_spikes = spike == NO_SPIKE ? 0 : count[spike], inside = n_spikes;
-	uint32_t most = PAIR_MAX_CLASSES - (n_spikes > 0);
-
-	*c = (struct classes){.offset_bits = offset_bits, .shift = shift, .spike = spike,
-			      .n_spikes = n_spikes};
-	for (uint32_t value = 0; value < 256; value++) {
-		if (value != spike)
-			left[((value - shift) & 0xff) >> offset_bits] += count[value];
-	}
-	memcpy(block_count, left, sizeof(left));
-	for (; n_kept < most; n_kept++) {
-		uint32_t best = take_commonest(left, n_blocks);
-
-		if (best == n_blocks)
-			break;
-		c->bitmap[best >> 3] |= (uint8_t)(1U << (best & 7));
-		inside += block_count[best];
-		c->cost += cost_of(block_count[best], n);
-	}
-	c->n = n_kept;
-	c->n_escapes = n - inside;
-	c->cost += (uint64_t)(n - n_spikes) * offset_bits * COST_UNIT;
-	memset(c->of_byte, PAIR_ESCAPE, sizeof(c->of_byte));
-	for (uint32_t block = 0, class = 0; block < n_blocks; block++) {
-		if (!(c->bitmap[block >> 3] >> (block & 7) & 1))
-			continue;
-		for (uint32_t i = 0; i < 1U << offset_bits; i++)
-			c->of_byte[((block << offset_bits) + i + shift) & 0xff] = (uint8_t)class;
-		class++;
-	}
-	if (n_spikes) {
-		c->of_byte[spike] = (uint8_t)c->n++;
-		c->cost += cost_of(n_spikes, n);
-	}
-	/* The code's table: about two bits a pair, and a third of the pairs have a codeword. */
-	c->cost += (uint64_t)c->n * c->n * COST_UNIT * 2 / 3;
-	/* Many escapes are slow, and never small: another k has none. */
-	if (c->n_escapes > n / 16)
-		c->cost = UINT64_MAX;
-	else if (c->n_escapes)
-		c->cost += cost_of(c->n_escapes, n) +
-			   (uint64_t)count_digits(c, count, NULL, NULL) * 4 * COST_UNIT;
-}
-
-static void classes_best(const uint32_t count[256], uint32_t n, struct classes *ret_classes)
-{
-	struct classes candidate;
-	uint32_t left[256], top;
-
-	memcpy(left, count, sizeof(left));
-	top = take_commonest(left, 256);
-	ret_classes->cost = UINT64_MAX;
-	for (uint32_t offset_bits = 0; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
-		uint32_t half = 1U << offset_bits >> 1;
-		bool may_spike = offset_bits && count[top] > n / SPIKE_SHARE;
-
-		for (uint32_t shift = 0; shift <= half; shift += half ? half : 1) {
-			for (unsigned spiked = 0; spiked <= may_spike; spiked++) {
-				classes_choose(count, n, offset_bits, shift,
-					       spiked ? top : NO_SPIKE, &candidate);
-				if (candidate.cost < ret_classes->cost)
-					*ret_classes = candidate;
-			}
+			for (unsigned j = 0; j < 8; j++)
+				count[j][word >> (8 * j) & 0xff]++;
 		}
 	}
+	memset(ret_sample->count, 0, sizeof(ret_sample->count));
+	for (unsigned i = 0; i < 8 * 256; i++)
+		ret_sample->count[i & 255] += count[i >> 8][i & 255];
+	ret_sample->n = (uint32_t)(n / every);
+	ret_sample->every = (uint32_t)every;
 }
 
-/* The classes of every pair, and how often each pair comes. */
-static void count_pairs(struct pair_encoder *e, const struct classes *classes,
-			const uint8_t *bytes, size_t n)
-{
-	memset(e->count, 0, sizeof(e->count));
-	for (size_t i = 0; i < n; i += 8) {
-		uint64_t word = bytes_load64(bytes + i);
-
-		for (unsigned j = 0; j < 4; j++) {
-			uint32_t first = classes->of_byte[word >> (16 * j) & 0xff];
-			uint32_t second = classes->of_byte[word >> (16 * j + 8) & 0xff];
-			uint32_t pair = first | second << 5;
-
-			e->pairs[i / 2 + j] = (uint16_t)pair;
-			e->count[j][pair]++;
-		}
-	}
-	for (unsigned pair = 0; pair < N_PAIRS; pair++)
-		e->count[0][pair] += e->count[1][pair] + e->count[2][pair] + e->count[3][pair];
-}
-
-/* Counts with ids, sorted up: by count, then id. */
+/* Keys sorted up by all but their lowest byte; equal ones stay in order. */
 static void sort_up(uint32_t *keys, uint32_t *other, uint32_t n)
 {
 	for (unsigned shift = 8; shift < 32; shift += 8) {
@@ -264,6 +144,276 @@ static void sort_up(uint32_t *keys, uint32_t *other, uint32_t n)
 		other = swap;
 	}
 	/* Three passes: the result lies in the array that was `other` at first. */
+}
+
+/* The indices of counts above zero, the largest count first: how many. */
+static uint32_t by_count(const uint32_t *count, uint32_t n, uint8_t *ret_index)
+{
+	uint32_t keys[256], sorted[256], n_keys = 0;
+
+	for (uint32_t i = 0; i < n; i++) {
+		keys[n_keys] = count[i] << 8 | i;
+		n_keys += count[i] > 0;
+	}
+	sort_up(keys, sorted, n_keys);
+	for (uint32_t i = 0; i < n_keys; i++)
+		ret_index[i] = (uint8_t)sorted[n_keys - 1 - i];
+	return n_keys;
+}
+
+/*
+ * The digits that all escapes take if the commonest values have one digit; those values, and each
+ * value's digit, if wanted.
+ */
+static uint32_t count_digits(const struct classes *classes, const uint32_t count[256],
+			     uint8_t ret_common[PAIR_COMMON_ESCAPES], uint8_t ret_digit[256])
+{
+	uint32_t escaped[256], n_digits = 3 * classes->n_escapes, n;
+	uint8_t values[256];
+
+	for (uint32_t value = 0; value < 256; value++)
+		escaped[value] = classes->of_byte[value] == PAIR_ESCAPE ? count[value] : 0;
+	n = by_count(escaped, 256, values);
+	for (uint32_t i = 0; i < n && i < PAIR_COMMON_ESCAPES; i++) {
+		if (ret_common) {
+			ret_common[i] = values[i];
+			ret_digit[values[i]] = (uint8_t)i;
+		}
+		n_digits -= 2 * count[values[i]];
+	}
+	return n_digits;
+}
+
+static uint64_t cost_of(uint32_t count, uint32_t n)
+{
+	return (uint64_t)count * (log2_units(n) - log2_units(count));
+}
+
+/* Adds up to `room` blocks that were not seen, neighbours first: they cost next to nothing. */
+static uint32_t classes_fill(uint8_t *bitmap, uint32_t n_blocks, uint32_t room)
+{
+	uint32_t n_added = 0;
+
+	for (uint32_t before = room + 1; n_added < room && n_added != before;) {
+		uint8_t old[32];
+
+		before = n_added;
+		memcpy(old, bitmap, sizeof(old));
+		for (uint32_t block = 0; block < n_blocks && n_added < room; block++) {
+			uint32_t next = (block + 1) % n_blocks, last = (block - 1) % n_blocks;
+
+			if (old[block >> 3] >> (block & 7) & 1 ||
+			    !((old[next >> 3] >> (next & 7) | old[last >> 3] >> (last & 7)) & 1))
+				continue;
+			bitmap[block >> 3] |= (uint8_t)(1U << (block & 7));
+			n_added++;
+		}
+	}
+	return n_added;
+}
+
+/*
+ * Takes the blocks that are counted most, 30 at most, and estimates what they cost. `spike`: the
+ * value that has a class of its own, or NO_SPIKE.
+ */
+static void classes_choose(const struct sample *sample, uint32_t offset_bits, uint32_t shift,
+			   uint32_t spike, struct classes *ret_classes)
+{
+	const uint32_t *count = sample->count, n = sample->n;
+	struct classes *c = ret_classes;
+	uint32_t n_blocks = 256U >> offset_bits, block_count[256] = {0}, n_kept;
+	uint32_t n_spikes = spike == NO_SPIKE ? 0 : count[spike], inside = n_spikes;
+	uint32_t most = PAIR_MAX_CLASSES - (n_spikes > 0);
+	uint8_t blocks[256];
+
+	*c = (struct classes){.offset_bits = offset_bits, .shift = shift, .spike = spike,
+			      .n_spikes = n_spikes};
+	for (uint32_t value = 0; value < 256; value++) {
+		if (value != spike)
+			block_count[((value - shift) & 0xff) >> offset_bits] += count[value];
+	}
+	n_kept = by_count(block_count, n_blocks, blocks);
+	n_kept = n_kept < most ? n_kept : most;
+	for (uint32_t i = 0; i < n_kept; i++) {
+		uint32_t best = blocks[i];
+
+		c->bitmap[best >> 3] |= (uint8_t)(1U << (best & 7));
+		inside += block_count[best];
+		c->cost += cost_of(block_count[best], n);
+	}
+	if (sample->every > 1)
+		n_kept += classes_fill(c->bitmap, n_blocks, most - n_kept);
+	c->n = n_kept;
+	c->n_escapes = n - inside;
+	c->cost += (uint64_t)(n - n_spikes) * offset_bits * COST_UNIT;
+	memset(c->of_byte, PAIR_ESCAPE, sizeof(c->of_byte));
+	for (uint32_t block = 0, class = 0; block < n_blocks; block++) {
+		if (!(c->bitmap[block >> 3] >> (block & 7) & 1))
+			continue;
+		for (uint32_t i = 0; i < 1U << offset_bits; i++)
+			c->of_byte[((block << offset_bits) + i + shift) & 0xff] = (uint8_t)class;
+		class++;
+	}
+	if (n_spikes) {
+		c->of_byte[spike] = (uint8_t)c->n++;
+		c->cost += cost_of(n_spikes, n);
+	}
+	/* The code's table: about two bits a pair, and a third of the pairs have a codeword. */
+	c->cost += (uint64_t)c->n * c->n * COST_UNIT * 2 / 3 / sample->every;
+	/* Many escapes are slow, and never small: another k has none. */
+	if (c->n_escapes > n / 16)
+		c->cost = UINT64_MAX;
+	else if (c->n_escapes)
+		c->cost += cost_of(c->n_escapes, n) +
+			   (uint64_t)count_digits(c, count, NULL, NULL) * 4 * COST_UNIT;
+}
+
+static void classes_best(const struct sample *sample, struct classes *ret_classes)
+{
+	struct classes candidate;
+	uint32_t top = 0;
+
+	for (uint32_t value = 1; value < 256; value++)
+		top = sample->count[value] > sample->count[top] ? value : top;
+	ret_classes->cost = UINT64_MAX;
+	for (uint32_t offset_bits = 0; offset_bits <= PAIR_MAX_OFFSET; offset_bits++) {
+		uint32_t half = 1U << offset_bits >> 1;
+		bool may_spike = offset_bits && sample->count[top] > sample->n / SPIKE_SHARE;
+
+		for (uint32_t shift = 0; shift <= half; shift += half ? half : 1) {
+			for (unsigned spiked = 0; spiked <= may_spike; spiked++) {
+				classes_choose(sample, offset_bits, shift, spiked ? top : NO_SPIKE,
+					       &candidate);
+				if (candidate.cost < ret_classes->cost)
+					*ret_classes = candidate;
+			}
+		}
+	}
+}
+
+/* Classes that are two runs of values: first value, values, first class of each. */
+struct runs {
+	uint8_t start[2], n[2], class[2];
+};
+
+static bool runs_find(const struct classes *classes, struct runs *ret_runs)
+{
+	uint32_t n = classes->n - (classes->spike != NO_SPIKE), n_runs = 0;
+	uint32_t step = 1U << classes->offset_bits, before = UINT32_MAX - 1;
+
+	*ret_runs = (struct runs){0};
+	for (uint32_t block = 0, class = 0; class < n; block++) {
+		if (!(classes->bitmap[block >> 3] >> (block & 7) & 1))
+			continue;
+		if (block != before + 1) {
+			if (n_runs == 2)
+				return false;
+			ret_runs->start[n_runs] = (uint8_t)(block * step + classes->shift);
+			ret_runs->class[n_runs++] = (uint8_t)class;
+		}
+		if (ret_runs->n[n_runs - 1] + step > UINT8_MAX)
+			return false;
+		ret_runs->n[n_runs - 1] = (uint8_t)(ret_runs->n[n_runs - 1] + step);
+		before = block;
+		class++;
+	}
+	return true;
+}
+
+/* Vectors of gcc, so that every machine's compiler takes what it has. */
+#define VECTOR 32
+typedef uint8_t bytes_vector __attribute__((vector_size(VECTOR)));
+typedef uint16_t pairs_vector __attribute__((vector_size(VECTOR)));
+
+/* Pairs of classes that are runs, by arithmetic. */
+static inline __attribute__((always_inline)) void pairs_of_runs(const struct classes *classes,
+								const struct runs *runs,
+								const uint8_t *bytes, size_t n,
+								uint16_t *ret_pairs)
+{
+	const unsigned k = classes->offset_bits;
+	const uint8_t low = (uint8_t)(0xff >> k), spike = (uint8_t)classes->spike;
+	const uint8_t spike_class = (uint8_t)(classes->n - 1);
+
+	for (size_t i = 0; i < n; i += VECTOR) {
+		bytes_vector value, at, class, of_run, mask;
+		pairs_vector pair;
+
+		memcpy(&value, bytes + i, VECTOR);
+		class = (bytes_vector){0} + PAIR_ESCAPE;
+		for (unsigned run = 0; run < 2; run++) {
+			at = value - runs->start[run];
+			mask = (bytes_vector)(at < runs->n[run]);
+			/* What comes from the neighbour byte is masked away. */
+			of_run = ((bytes_vector)((pairs_vector)at >> k) & low) + runs->class[run];
+			class = (class & ~mask) | (of_run & mask);
+		}
+		if (classes->spike != NO_SPIKE) {
+			mask = (bytes_vector)(value == spike);
+			class = (class & ~mask) | (spike_class & mask);
+		}
+		memcpy(&pair, &class, VECTOR);
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+		pair = pair << 8 | pair >> 8;
+#endif
+		pair = (pair & 31) | (pair >> 3 & 0x3e0);
+		memcpy(ret_pairs + i / 2, &pair, VECTOR);
+	}
+}
+
+#if defined(__x86_64__)
+static __attribute__((target("avx2"))) void pairs_of_runs_avx2(const struct classes *classes,
+							       const struct runs *runs,
+							       const uint8_t *bytes, size_t n,
+							       uint16_t *ret_pairs)
+{
+	pairs_of_runs(classes, runs, bytes, n, ret_pairs);
+}
+#endif
+
+static void pairs_of(const struct classes *classes, const uint8_t *bytes, size_t n,
+		     uint16_t *ret_pairs)
+{
+	struct runs runs;
+
+	if (!runs_find(classes, &runs)) {
+		for (size_t i = 0; i < n; i += 2)
+			ret_pairs[i / 2] = (uint16_t)(classes->of_byte[bytes[i]] |
+						      classes->of_byte[bytes[i + 1]] << 5);
+		return;
+	}
+#if defined(__x86_64__)
+	if (cpu_path() >= CPU_AVX2) {
+		pairs_of_runs_avx2(classes, &runs, bytes, n, ret_pairs);
+		return;
+	}
+#endif
+	pairs_of_runs(classes, &runs, bytes, n, ret_pairs);
+}
+
+/* How often each pair comes, and so what the sample only estimated. */
+static void count_pairs(struct pair_encoder *e, struct classes *classes, size_t n_pairs)
+{
+	memset(e->count, 0, sizeof(e->count));
+	for (size_t i = 0; i < n_pairs; i += 4) {
+		uint64_t four;
+
+		memcpy(&four, e->pairs + i, sizeof(four));
+		e->count[0][four & 0xffff]++;
+		e->count[1][four >> 16 & 0xffff]++;
+		e->count[2][four >> 32 & 0xffff]++;
+		e->count[3][four >> 48]++;
+	}
+	memset(e->class_count, 0, sizeof(e->class_count));
+	for (unsigned pair = 0; pair < N_PAIRS; pair++) {
+		for (unsigned i = 1; i < 4; i++)
+			e->count[0][pair] += e->count[i][pair];
+		e->class_count[pair & 31] += e->count[0][pair];
+		e->class_count[pair >> 5] += e->count[0][pair];
+	}
+	classes->n_escapes = e->class_count[PAIR_ESCAPE];
+	if (classes->spike != NO_SPIKE)
+		classes->n_spikes = e->class_count[classes->n - 1];
 }
 
 /*
@@ -358,19 +508,14 @@ static void limit_lengths(const uint32_t *keys, uint32_t n, uint8_t *length)
 /* The classes that occur, and -log2 of how often, by which pair.c expects lengths. */
 static void weights_choose(struct pair_encoder *e, const struct classes *classes, uint32_t n)
 {
-	uint32_t count[32] = {0};
-
 	e->n_rows = 0;
 	for (uint32_t i = 0; i < classes->n; i++)
 		e->rows[e->n_rows++] = (uint8_t)i;
 	if (classes->n_escapes)
 		e->rows[e->n_rows++] = PAIR_ESCAPE;
-	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
-		count[pair & 31] += e->count[0][pair];
-		count[pair >> 5] += e->count[0][pair];
-	}
 	for (uint32_t class = 0; class < 32; class++) {
-		uint32_t units = log2_units(n) - log2_units(count[class] ? count[class] : 1);
+		uint32_t count = e->class_count[class];
+		uint32_t units = log2_units(n) - log2_units(count ? count : 1);
 		uint32_t weight = (2 * units + COST_UNIT / 2) / COST_UNIT;
 
 		e->weight[class] = (uint8_t)(weight < 31 ? weight : 31);
@@ -432,7 +577,7 @@ static void code_assign(struct pair_encoder *e)
 		for (uint32_t bit = 0; bit < l; bit++)
 			turned |= (next[l] >> bit & 1) << (l - 1 - bit);
 		next[l]++;
-		e->code[pair] = turned | l << 16;
+		e->code[pair] = l | turned << CODE_SHIFT;
 	}
 	for (uint32_t pair = 0; pair < N_PAIRS; pair++) {
 		if (e->length[pair] == 0)
@@ -508,41 +653,74 @@ static void write_code(struct writer *w, const struct pair_encoder *e)
 	writer_align(w);
 }
 
+/* Blocks whose pairs stay in the first cache while lane after lane goes through them. */
+#define STRIPE_BLOCKS 16U
+
 /*
- * All codewords, four steps of every lane at a time, as they are read. Tells which blocks have
- * something in the lists of patches: few enough that only those are looked through again.
+ * All codewords. Tells which lanes of which blocks have something in the lists of patches: few
+ * enough that only those are looked through again.
  */
-static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_bytes[PAIR_LANES])
+static inline __attribute__((always_inline)) void lanes_of(struct pair_encoder *e, size_t n_pairs,
+							   uint32_t ret_bytes[PAIR_LANES])
 {
+	size_t n_blocks = n_pairs / BLOCK_PAIRS;
 	uint64_t word[PAIR_LANES] = {0};
 	uint32_t n_bits[PAIR_LANES] = {0}, at[PAIR_LANES] = {0};
 
-	for (size_t block = 0; block < n_pairs; block += BLOCK_PAIRS) {
-		uint32_t seen = 0;
+	memset(e->patched_lanes, 0, n_blocks * sizeof(*e->patched_lanes));
+	for (size_t stripe = 0; stripe < n_blocks; stripe += STRIPE_BLOCKS) {
+		size_t end = stripe + STRIPE_BLOCKS < n_blocks ? stripe + STRIPE_BLOCKS : n_blocks;
 
 		for (unsigned lane = 0; lane < PAIR_LANES; lane++) {
-			const uint16_t *pairs = e->pairs + block + lane;
-			uint8_t *out = e->lanes + (size_t)lane * PAIR_LANE_STRIDE + at[lane];
+			uint8_t *start = e->lanes + (size_t)lane * PAIR_LANE_STRIDE;
+			uint8_t *out = start + at[lane];
 			uint64_t bits = word[lane];
 			uint32_t n = n_bits[lane];
 
-#pragma GCC unroll 4
-			for (unsigned step = 0; step < PAIR_BLOCK_STEPS; step++) {
-				uint32_t code = e->code[pairs[step * PAIR_LANES]];
+			for (size_t block = stripe; block < end; block++) {
+				const uint16_t *pairs = e->pairs + block * BLOCK_PAIRS + lane;
 
-				seen |= code;
-				bits |= (uint64_t)(code & 0xffff) << n;
-				n += code >> 16 & 15;
+#pragma GCC unroll 4
+				for (unsigned step = 0; step < PAIR_BLOCK_STEPS; step++) {
+					uint32_t code = e->code[pairs[step * PAIR_LANES]];
+
+					bits |= (uint64_t)(code >> CODE_SHIFT) << (n & 63);
+					/* 59 bits at most; what is above the flags is nonsense. */
+					n += code;
+				}
+				bytes_store64(out, bits);
+				e->patched_lanes[block] |=
+					(uint32_t)((n & 7 * CODE_PATCHED) != 0) << lane;
+				out += n >> 3 & 7;
+				bits >>= n & 56;
+				n &= 7;
 			}
-			bytes_store64(out, bits);
-			at[lane] += n >> 3;
-			word[lane] = bits >> (n & ~7U);
-			n_bits[lane] = n & 7;
+			at[lane] = (uint32_t)(out - start);
+			word[lane] = bits;
+			n_bits[lane] = n;
 		}
-		e->is_patched[block / BLOCK_PAIRS] = seen >> 24;
 	}
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
 		ret_bytes[lane] = at[lane] + (n_bits[lane] > 0);
+}
+
+#if defined(__x86_64__)
+static __attribute__((target("bmi2"))) void lanes_of_bmi2(struct pair_encoder *e, size_t n_pairs,
+							  uint32_t ret_bytes[PAIR_LANES])
+{
+	lanes_of(e, n_pairs, ret_bytes);
+}
+#endif
+
+static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_bytes[PAIR_LANES])
+{
+#if defined(__x86_64__)
+	if (cpu_path() >= CPU_AVX2) {
+		lanes_of_bmi2(e, n_pairs, ret_bytes);
+		return;
+	}
+#endif
+	lanes_of(e, n_pairs, ret_bytes);
 }
 
 /* The raw bits of symbols, 64 a row, in parts of 4, 2 and 1 bits: pair.c reads them so. */
@@ -580,26 +758,80 @@ static void write_offsets(struct writer *w, const struct classes *classes, const
 	}
 }
 
-/* The same of a page with a spike: the bits of the other symbols, one after the other. */
-static void write_spiked_offsets(struct writer *w, const struct classes *classes,
-				 const uint8_t *bytes, size_t n)
+/*
+ * The same of a page with a spike: the bits of the other symbols, one after the other. Returns
+ * their bytes, at most the page's and eight.
+ */
+static inline __attribute__((always_inline)) size_t
+spiked_offsets(const struct classes *classes, const uint8_t *bytes, size_t n,
+	       uint64_t (*pack)(uint64_t word, uint64_t mask), uint8_t *ret_dst)
 {
-	uint32_t k = classes->offset_bits, n_bits = 0;
-	uint64_t word = 0;
+	const uint64_t ones = 0x0101010101010101ULL, high = 0x80 * ones;
+	const uint64_t spike = classes->spike * ones, shift = classes->shift * ones;
+	uint64_t bits = 0;
+	size_t at = 0;
+	uint32_t n_bits = 0;
 
-	for (size_t i = 0; i < n; i++) {
-		uint32_t is_other = bytes[i] != classes->spike;
+	for (size_t i = 0; i < n; i += 8) {
+		uint64_t word = bytes_load64(bytes + i), others = word ^ spike;
 
-		word |= (uint64_t)((bytes[i] - classes->shift) & ((1U << k) - 1) & -is_other) << n_bits;
-		n_bits += k & -is_other;
-		if (n_bits < 32)
-			continue;
-		writer_put(w, (uint32_t)word, 32);
-		word >>= 32;
-		n_bits -= 32;
+		/* The lowest bit of each byte that is no spike, then its k bits. */
+		others = (((others & ~high) + ~high) | others) >> 7 & ones;
+		others *= (1U << classes->offset_bits) - 1;
+		word = ((word | high) - (shift & ~high)) ^ ((word ^ ~shift) & high);
+		/* At most 40 bits, and 7 from before. */
+		bits |= pack(word, others) << n_bits;
+		n_bits += (uint32_t)__builtin_popcountll(others);
+		bytes_store64(ret_dst + at, bits);
+		at += n_bits >> 3;
+		bits >>= n_bits & 56;
+		n_bits &= 7;
 	}
-	writer_put(w, (uint32_t)word, n_bits);
-	writer_align(w);
+	return at + (n_bits > 0);
+}
+
+/* The bits of `word` that `mask` has, moved together: of each byte the lowest ones. */
+static inline __attribute__((always_inline)) uint64_t bits_pack(uint64_t word, uint64_t mask)
+{
+	uint64_t packed = 0;
+	uint32_t n = 0;
+
+	for (unsigned j = 0; j < 64; j += 8) {
+		uint32_t kept = mask >> j & 0xff;
+
+		packed |= (word >> j & kept) << n;
+		n += (uint32_t)__builtin_popcount(kept);
+	}
+	return packed;
+}
+
+#if defined(__x86_64__)
+static inline __attribute__((always_inline, target("bmi2"))) uint64_t bits_pack_bmi2(uint64_t word,
+										    uint64_t mask)
+{
+	return __builtin_ia32_pext_di(word, mask);
+}
+
+static __attribute__((target("bmi2,popcnt"))) size_t
+spiked_offsets_bmi2(const struct classes *classes, const uint8_t *bytes, size_t n, uint8_t *ret_dst)
+{
+	return spiked_offsets(classes, bytes, n, bits_pack_bmi2, ret_dst);
+}
+#endif
+
+/* By way of the lanes' memory: they are written. */
+static void write_spiked_offsets(struct writer *w, struct pair_encoder *e,
+				 const struct classes *classes, const uint8_t *bytes, size_t n)
+{
+	size_t n_bytes;
+
+#if defined(__x86_64__)
+	if (cpu_path() >= CPU_AVX2)
+		n_bytes = spiked_offsets_bmi2(classes, bytes, n, e->lanes);
+	else
+#endif
+		n_bytes = spiked_offsets(classes, bytes, n, bits_pack, e->lanes);
+	writer_bytes(w, e->lanes, n_bytes);
 }
 
 /* Where the pairs that need a patch stand. A branch for each would be taken by chance. */
@@ -608,20 +840,27 @@ static uint32_t find_patched(struct pair_encoder *e, size_t n_pairs)
 	uint32_t n_found = 0;
 
 	for (size_t block = 0; block < n_pairs; block += BLOCK_PAIRS) {
-		if (!e->is_patched[block / BLOCK_PAIRS])
+		uint32_t lanes = e->patched_lanes[block / BLOCK_PAIRS];
+
+		if (!lanes)
 			continue;
-		for (size_t i = block; i < block + BLOCK_PAIRS; i++) {
-			e->patched[n_found] = (uint32_t)i;
-			n_found += e->code[e->pairs[i]] >> 24;
+		for (size_t row = block; row < block + BLOCK_PAIRS; row += PAIR_LANES) {
+			for (uint32_t left = lanes; left; left &= left - 1) {
+				size_t i = row + (unsigned)__builtin_ctz(left);
+
+				e->patched[n_found] = (uint32_t)i;
+				n_found += (e->code[e->pairs[i]] & CODE_PATCHED) != 0;
+			}
 		}
 	}
 	return n_found;
 }
 
-static void write_patches(struct writer *w, struct pair_encoder *e, const uint8_t *bytes,
-			  size_t n_pairs)
+/* How many digits the escapes took. */
+static uint32_t write_patches(struct writer *w, struct pair_encoder *e, const uint8_t *bytes,
+			      size_t n_pairs)
 {
-	uint32_t n_patched = find_patched(e, n_pairs);
+	uint32_t n_patched = find_patched(e, n_pairs), n_digits = 0;
 
 	for (uint32_t i = 0; i < n_patched; i++) {
 		uint32_t pair = e->pairs[e->patched[i]];
@@ -639,11 +878,15 @@ static void write_patches(struct writer *w, struct pair_encoder *e, const uint8_
 			if ((pair >> (5 * j) & 31) != PAIR_ESCAPE)
 				continue;
 			writer_put(w, e->digit[value], 4);
-			if (e->digit[value] == PAIR_COMMON_ESCAPES)
+			n_digits++;
+			if (e->digit[value] == PAIR_COMMON_ESCAPES) {
 				writer_put(w, value, 8);
+				n_digits += 2;
+			}
 		}
 	}
 	writer_align(w);
+	return n_digits;
 }
 
 int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *src, size_t src_bytes,
@@ -651,9 +894,11 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 {
 	size_t n = src_bytes / element_bytes / PAIR_BLOCK * PAIR_BLOCK;
 	struct writer w = {.dst = dst, .capacity = dst_capacity};
-	uint32_t count[256], lane_bytes[PAIR_LANES];
+	uint32_t lane_bytes[PAIR_LANES], n_digits;
 	const uint8_t *bytes = src;
 	struct classes classes;
+	struct sample sample;
+	bool spiked;
 
 	if (n == 0 || src_bytes > CONTAINER_MAX_PAGE_BYTES)
 		return CODEC_E_INCOMPRESSIBLE;
@@ -662,27 +907,29 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 			->split(src, n, e->planes);
 		bytes = e->planes;
 	}
-	count_bytes(bytes, n, count);
-	classes_best(count, (uint32_t)n, &classes);
-	count_pairs(e, &classes, bytes, n);
+	sample_take(bytes, n, &sample);
+	classes_best(&sample, &classes);
 	memset(e->common, 0, sizeof(e->common));
 	memset(e->digit, PAIR_COMMON_ESCAPES, sizeof(e->digit));
-	e->n_digits = count_digits(&classes, count, e->common, e->digit);
+	(void)count_digits(&classes, sample.count, e->common, e->digit);
+	pairs_of(&classes, bytes, n, e->pairs);
+	count_pairs(e, &classes, n / 2);
+	spiked = classes.spike != NO_SPIKE;
 	weights_choose(e, &classes, (uint32_t)n);
 	code_choose(e, (uint32_t)(n / 2));
 	code_assign(e);
 
-	writer_put(&w, classes.offset_bits | (classes.n_spikes ? PAIR_SPIKED : 0), 8);
+	writer_put(&w, classes.offset_bits | (spiked ? PAIR_SPIKED : 0), 8);
 	writer_put(&w, classes.shift, 8);
 	writer_put(&w, e->n_rare, 32);
-	writer_put(&w, e->n_digits, 32);
-	if (classes.n_spikes) {
+	writer_put(&w, 0, 32); /* digits, when they are written */
+	if (spiked) {
 		writer_put(&w, classes.spike, 8);
 		writer_put(&w, classes.n_spikes, 32);
 	}
 	writer_bytes(&w, classes.bitmap, 32U >> classes.offset_bits);
 	write_code(&w, e);
-	if (e->n_digits)
+	if (classes.n_escapes)
 		writer_bytes(&w, e->common, sizeof(e->common));
 	write_lanes(e, n / 2, lane_bytes);
 	for (unsigned lane = 0; lane < PAIR_LANES; lane++)
@@ -691,14 +938,15 @@ int pair_encode(struct pair_encoder *e, unsigned element_bytes, const uint8_t *s
 		writer_bytes(&w, e->lanes + (size_t)lane * PAIR_LANE_STRIDE, lane_bytes[lane]);
 	if (element_bytes > 1)
 		writer_bytes(&w, e->planes + n, n * (element_bytes - 1));
-	if (classes.n_spikes)
-		write_spiked_offsets(&w, &classes, bytes, n);
+	if (spiked)
+		write_spiked_offsets(&w, e, &classes, bytes, n);
 	else if (classes.offset_bits)
 		write_offsets(&w, &classes, bytes, n);
-	write_patches(&w, e, bytes, n / 2);
+	n_digits = write_patches(&w, e, bytes, n / 2);
 	writer_bytes(&w, src + n * element_bytes, src_bytes - n * element_bytes);
 	if (w.is_full)
 		return CODEC_E_INCOMPRESSIBLE;
+	bytes_store32(dst + 6, n_digits);
 	*ret_bytes = w.at;
 	return 0;
 }
