@@ -40,6 +40,7 @@ ROOMS = {
     "lib/codec/": ["include/dcmem/", "lib/base/"],
     "lib/model/": ["include/dcmem/", "lib/base/", "lib/codec/"],
     "lib/proto/": ["include/dcmem/", "lib/base/"],
+    "lib/planner/": ["lib/base/"],
     "daemon/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "client/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "bench/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/model/"],
