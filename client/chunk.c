@@ -42,6 +42,7 @@ static struct served_chunk *chunk_take_over(struct dcmem *model)
 			continue;
 		chunk = *link;
 		*link = chunk->next;
+		kept_forget_chunk(model->served, chunk);
 		break;
 	}
 	pthread_mutex_unlock(&model->lock);
@@ -91,13 +92,15 @@ static void chunk_give_back(struct served *served, uint64_t session, uint64_t le
 
 void chunk_release(struct dcmem *model, struct client_lease *lease)
 {
-	bool over;
+	bool over, tell;
 
 	pthread_mutex_lock(&model->lock);
+	tell = kept_drop(lease);
 	lease->chunk->n_leases--;
 	over = chunk_is_over(model->served, lease->chunk);
 	pthread_mutex_unlock(&model->lock);
-	chunk_give_back(model->served, lease->session, lease->remote);
+	if (tell)
+		chunk_give_back(model->served, lease->session, lease->remote);
 	if (over)
 		chunk_obey(model);
 }
@@ -233,21 +236,30 @@ static void window_pages(const struct client_tensor *tensor, uint64_t row, uint6
 int served_acquire_window(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 			  uint64_t n_rows, struct dcmem_view *ret_view)
 {
-	uint64_t number, session, id, start = row * tensor->shape.row_bytes;
+	uint64_t number, session, id, first_page, start = row * tensor->shape.row_bytes;
 	struct client_lease granted, *lease;
 	const uint8_t *data = NULL;
-	int r;
+	struct wire_acquire asked;
+	bool kept;
+	int r = 0;
 
-	for (unsigned try = 0; try < ACQUIRE_TRIES; try++) {
+	window_pages(tensor, row, n_rows, &asked);
+	pthread_mutex_lock(&model->lock);
+	kept = kept_take(model, &asked, &granted, &data, &first_page);
+	pthread_mutex_unlock(&model->lock);
+	if (kept)
+		data += start - first_page * tensor->record->page_bytes;
+	for (unsigned try = 0; try < ACQUIRE_TRIES && !kept; try++) {
 		struct transport_reply reply;
-		struct wire_acquire body;
+		struct wire_acquire body = asked;
 
-		window_pages(tensor, row, n_rows, &body);
 		r = served_call(model, 0, WIRE_ACQUIRE, &body, sizeof(body), &reply, &session, &id);
 		if (r != 0)
 			return r;
 		r = window_view(model, tensor, &body, &reply.message.acquire_reply, session, &granted,
 				&data);
+		if (r == 0)
+			kept_add(model, &asked, &reply.message.acquire_reply, data, &granted);
 		if (r == 0)
 			data += start - reply.message.acquire_reply.first_page *
 						tensor->record->page_bytes;

@@ -4,8 +4,8 @@
  * or served (mappings that a daemon handed out). Above the two lies the same reading code, which
  * asks them for one thing: where the stored bytes of a page are.
  *
- * Locks, in order: model->lock (tables: views, segments, chunks, scratch; never held over a round
- * trip or a decode), then transport->lock (one round trip at a time).
+ * Locks, in order: transport->lock (one round trip at a time), model->lock (tables: views, segments,
+ * chunks, kept leases, scratch; never held over a round trip or a decode), transport->send_lock.
  */
 #ifndef DCMEM_CLIENT_H
 #define DCMEM_CLIENT_H
@@ -50,6 +50,8 @@ struct client_lease {
 	bool used;
 	struct client_block *block; /* PRIVATE */
 	struct served_chunk *chunk; /* WINDOW */
+	struct served_share *share; /* WINDOW that may be kept; else NULL */
+	uint32_t kept;		    /* its slot there */
 	uint64_t remote;	    /* the daemon's number, of session `session` */
 	uint64_t session;
 };

@@ -165,6 +165,7 @@ static int served_attach(struct dcmem *model)
 			 __ATOMIC_RELEASE);
 	placement->next = served->placement;
 	__atomic_store_n(&served->placement, placement, __ATOMIC_RELEASE);
+	kept_open(model);
 	return 0;
 }
 
@@ -280,6 +281,7 @@ void served_close(struct dcmem *model)
 	if (!served)
 		return;
 	chunk_free_all(served);
+	kept_close(served);
 	served_unmap_segments(served, true);
 	while ((p = served->placement)) {
 		served->placement = p->next;

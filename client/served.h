@@ -47,6 +47,29 @@ struct served_chunk {
 	uint32_t id;
 };
 
+/* A lease that the daemon lets us keep: in use by n_views views, or by none. */
+struct served_kept {
+	bool known; /* in the table: a view may use it */
+	uint32_t next; /* of the same bucket: slot + 1 */
+	uint64_t tensor, first_page, n_pages; /* as asked for */
+	uint64_t got_first_page, remote;
+	struct served_chunk *chunk;
+	const uint8_t *data;
+	uint64_t n_views;
+};
+
+/* The words shared with the daemon, of one connection. Under model->lock, but for their making. */
+struct served_share {
+	struct served_share *next; /* older ones stay: views may be counted there */
+	uint64_t session;
+	struct served_map map;
+	struct fork_hole hole;
+	uint64_t *words;
+	uint32_t n; /* of words, kept and buckets */
+	struct served_kept *kept;
+	uint32_t *buckets; /* slot + 1 */
+};
+
 struct served {
 	struct transport transport;
 	char name[WIRE_MAX_NAME + 1];
@@ -61,6 +84,8 @@ struct served {
 	/* under model->lock */
 	struct served_segment *segments;
 	struct served_chunk *chunks;
+	struct served_share *share;
+	uint64_t checked_ns; /* the connection, by kept_take() */
 	uint64_t n_readers; /* calls between served_enter() and served_leave() */
 	uint64_t seen_session;
 	uint32_t seen_epoch;
@@ -82,6 +107,21 @@ int served_call(struct dcmem *model, uint64_t pinned, uint16_t type, void *body,
 /* Maps the first n_bytes of a sealed object read-only. */
 int served_map_fd(int fd, uint64_t n_bytes, struct served_map *ret_map);
 void served_unmap(struct served_map *map);
+
+/* kept.c. The first three with model->lock held. */
+/* Takes up a kept lease on exactly these pages. */
+bool kept_take(struct dcmem *model, const struct wire_acquire *asked, struct client_lease *ret_lease,
+	       const uint8_t **ret_data, uint64_t *ret_first_page);
+/* One view less: true if the daemon must be told. */
+bool kept_drop(const struct client_lease *lease);
+/* The chunk is about to be unmapped. */
+void kept_forget_chunk(struct served *served, const struct served_chunk *chunk);
+/* A lease just granted becomes one that is kept, where the daemon offers that. */
+void kept_add(struct dcmem *model, const struct wire_acquire *asked,
+	      const struct wire_acquire_reply *got, const uint8_t *data, struct client_lease *lease);
+/* Asks for the table of a new connection, with transport->lock held; without it all goes as before. */
+void kept_open(struct dcmem *model);
+void kept_close(struct served *served);
 
 /* chunk.c: unmaps chunks that were retired or belong to lost connections, and says so. */
 void chunk_obey(struct dcmem *model);

@@ -225,18 +225,19 @@ int transport_request(struct transport *transport, uint16_t type, const void *bo
 
 static int transport_hello(struct transport *transport)
 {
-	struct wire_hello hello = {.protocol = WIRE_PROTOCOL};
+	struct wire_hello hello = {.protocol = WIRE_PROTOCOL, .features = WIRE_FEATURE_SHARE};
 	struct transport_reply reply;
 	int r;
 
 	r = transport_request(transport, WIRE_HELLO, &hello, sizeof(hello), NULL, 0, &reply);
 	if (r != 0)
 		return r;
-	if (reply.message.hello.protocol != WIRE_PROTOCOL || reply.message.hello.features != 0)
+	if (reply.message.hello.protocol != WIRE_PROTOCOL || reply.message.hello.features & ~WIRE_FEATURE_SHARE)
 		return message_set(DCMEM_E_PROTOCOL,
 				   "the daemon at %s speaks protocol %u, this library %u",
 				   transport->options.path, reply.message.hello.protocol,
 				   WIRE_PROTOCOL);
+	transport->features = reply.message.hello.features;
 	transport->instance = reply.message.hello.instance;
 	return 0;
 }

@@ -27,6 +27,7 @@ struct transport {
 	uint64_t session;  /* number of the connection; atomic, grows when one ends */
 	uint64_t next_tag; /* atomic */
 	uint64_t instance; /* of the daemon */
+	uint64_t features; /* that both sides have; under lock */
 };
 
 struct transport_reply {

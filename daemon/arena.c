@@ -183,6 +183,35 @@ static void chunk_adopt_orphans(struct chunk *chunk)
 	chunk->has_orphans = false;
 }
 
+/* Takes back what clients keep there; true if no lease is left. */
+static bool chunk_reclaim(struct chunk *chunk)
+{
+	struct block *block;
+
+	TAILQ_FOREACH(block, &chunk->blocks, link)
+		if (block->window)
+			(void)window_reclaim(block->window);
+	return !chunk->n_leases;
+}
+
+static bool chunk_is_used(const struct chunk *chunk)
+{
+	const struct block *block;
+
+	TAILQ_FOREACH(block, &chunk->blocks, link)
+		if (block->window && window_is_used(block->window))
+			return true;
+	return false;
+}
+
+static void chunk_retire(struct chunk *chunk)
+{
+	chunk->retired = true;
+	charge_move(&chunk->region.charge, BUDGET_RETIRED);
+	placement_set_chunk(&chunk->model->loaded.placement, chunk->id, SHM_CHUNK_RETIRED);
+	(void)chunk_reclaim(chunk);
+}
+
 void arena_settle(struct chunk *chunk)
 {
 	struct model *model = chunk->model;
@@ -190,15 +219,12 @@ void arena_settle(struct chunk *chunk)
 	if (!chunk->has_orphans && !chunk->retired)
 		return;
 	if (!arena_is_exclusive(model->store, &chunk->region, model, chunk->id)) {
-		if (chunk->retired)
-			return;
-		chunk->retired = true;
-		charge_move(&chunk->region.charge, BUDGET_RETIRED);
-		placement_set_chunk(&model->loaded.placement, chunk->id, SHM_CHUNK_RETIRED);
+		if (!chunk->retired)
+			chunk_retire(chunk);
 		return;
 	}
 	chunk_adopt_orphans(chunk);
-	if (chunk->retired && !chunk->n_leases && !chunk->n_decoding)
+	if (chunk->retired && chunk_reclaim(chunk) && !chunk->n_decoding)
 		arena_free_chunk(chunk);
 }
 
@@ -218,18 +244,17 @@ void arena_yield(struct model *model, uint64_t n_bytes, bool mapped_too)
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {
 		struct chunk *chunk = model->chunks[i];
 
-		if (!chunk || chunk->retired || chunk->has_orphans || chunk->n_leases ||
-		    chunk->n_decoding)
+		if (!chunk || chunk->retired || chunk->has_orphans || chunk->n_decoding ||
+		    chunk_is_used(chunk))
 			continue;
 		if (mapped_too ? room_is_coming(store, n_bytes)
 			       : budget_has_room(&store->budget, n_bytes))
 			return;
 		if (arena_is_exclusive(store, &chunk->region, model, i)) {
-			arena_free_chunk(chunk);
-		} else if (mapped_too) {
-			chunk->retired = true;
-			charge_move(&chunk->region.charge, BUDGET_RETIRED);
-			placement_set_chunk(&model->loaded.placement, chunk->id, SHM_CHUNK_RETIRED);
+			if (chunk_reclaim(chunk))
+				arena_free_chunk(chunk);
+		} else if (mapped_too && chunk_reclaim(chunk)) {
+			chunk_retire(chunk);
 		}
 	}
 }
@@ -253,7 +278,7 @@ static bool can_recycle(const struct block *block, bool gentle)
 {
 	const struct window *window = block->window;
 
-	return !window || (!window->n_leases && !window->decoding && !window->orphaned &&
+	return !window || (!window_is_used(window) && !window->decoding && !window->orphaned &&
 			   !window->pinned && !(gentle && window->fresh));
 }
 
@@ -291,6 +316,9 @@ static struct block *recycle(struct model *model, uint64_t size, bool gentle)
 
 		if (!chunk || chunk->retired)
 			continue;
+		TAILQ_FOREACH(block, &chunk->blocks, link)
+			if (block->window)
+				window_look(block->window);
 		TAILQ_FOREACH(block, &chunk->blocks, link) {
 			uint64_t stamp;
 			struct block *last = measure_run(block, size, gentle, &stamp);
@@ -309,6 +337,8 @@ static struct block *recycle(struct model *model, uint64_t size, bool gentle)
 		struct block *previous = TAILQ_PREV(block, block_list, link);
 
 		if (block->window) {
+			if (!window_reclaim(block->window))
+				break; /* taken up again in this moment */
 			window_drop(block->window);
 			model->store->stats.evictions++;
 		}

@@ -116,6 +116,11 @@ int region_seal_written(struct region *region)
 	return add_seals(region, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL);
 }
 
+int region_seal_shared(struct region *region)
+{
+	return add_seals(region, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+}
+
 static bool is_writable(const struct region *region)
 {
 	void *data = mmap(NULL, REGION_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, 0);
@@ -140,17 +145,27 @@ bool region_seals_work(void)
 	return work;
 }
 
-int region_reopen(const struct region *region, int *ret_fd)
+static int reopen(const struct region *region, int flags, int *ret_fd)
 {
 	char path[64];
 	int fd;
 
 	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", region->fd);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
+	fd = open(path, flags | O_CLOEXEC);
 	if (fd < 0)
 		return message_set(-errno, "cannot reopen %s: %s", path, strerror(errno));
 	*ret_fd = fd;
 	return 0;
+}
+
+int region_reopen(const struct region *region, int *ret_fd)
+{
+	return reopen(region, O_RDONLY, ret_fd);
+}
+
+int region_reopen_writable(const struct region *region, int *ret_fd)
+{
+	return reopen(region, O_RDWR, ret_fd);
 }
 
 void region_close(struct region *region)

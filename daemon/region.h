@@ -26,10 +26,14 @@ int region_create(const char *name, uint64_t n_bytes, const struct store_config 
 int region_seal_immutable(struct region *region);
 /* Seals for good against everybody but the daemon's own mapping. */
 int region_seal_written(struct region *region);
+/* Seals the size alone: for words that the daemon and one client write. */
+int region_seal_shared(struct region *region);
 /* Whether both kinds of seal can be set here, and keep a second mapping from writing. */
 bool region_seals_work(void);
 /* An O_RDONLY descriptor to hand out. */
 int region_reopen(const struct region *region, int *ret_fd);
+/* A descriptor for reading and writing, of a region sealed by region_seal_shared(). */
+int region_reopen_writable(const struct region *region, int *ret_fd);
 /* Unmaps, closes, releases the charge. Fine on REGION_NONE. */
 void region_close(struct region *region);
 

@@ -281,6 +281,7 @@ static void session_wait_free(struct session_wait *wait)
 static void session_hello(struct session *session, const struct wire_message *request)
 {
 	struct wire_hello hello = {.protocol = WIRE_PROTOCOL,
+				   .features = request->hello.features & WIRE_FEATURE_SHARE,
 				   .instance = session->server->instance};
 	char text[80];
 
@@ -333,6 +334,18 @@ static void session_object(struct session *session, const struct wire_message *r
 		session->client, request->segment.model, request->segment.id, &fd, &reply.n_bytes);
 	if (r)
 		session_refuse(session, request->header.type, request->header.tag, r, message_get());
+	else
+		session_answer(session, request, &reply, sizeof(reply), &fd, 1);
+}
+
+static void session_share(struct session *session, const struct wire_message *request)
+{
+	struct wire_segment_reply reply = {0};
+	int fd = -1, r;
+
+	r = store_share(session->client, &fd, &reply.n_bytes, &reply.id);
+	if (r)
+		session_refuse(session, WIRE_SHARE, request->header.tag, r, message_get());
 	else
 		session_answer(session, request, &reply, sizeof(reply), &fd, 1);
 }
@@ -495,6 +508,9 @@ static void session_handle(struct session *session, const struct wire_message *r
 	case WIRE_CHUNK:
 	case WIRE_FILE:
 		session_object(session, request);
+		break;
+	case WIRE_SHARE:
+		session_share(session, request);
 		break;
 	case WIRE_ACQUIRE:
 		session_acquire(session, request);

@@ -71,11 +71,32 @@ static int check_range(const struct model *model, uint64_t tensor_id, uint64_t f
 	return 0;
 }
 
-static int check_client(const struct store_client *client)
+/* The one held longest without having been given back; kept ones that are not in use do not count. */
+static const struct lease *find_oldest(struct store_client *client, uint64_t before_ns)
+{
+	struct lease *lease = TAILQ_FIRST(&client->held), *next;
+
+	for (; lease && lease->granted_ns < before_ns; lease = next) {
+		next = TAILQ_NEXT(lease, link);
+		if (!lease->word)
+			return lease;
+		if (lease_is_used(lease) &&
+		    __atomic_load_n(lease->word, __ATOMIC_RELAXED) == lease->seen)
+			return lease;
+		/* Looked at again a deadline later at the earliest. */
+		lease->seen = __atomic_load_n(lease->word, __ATOMIC_RELAXED);
+		lease->granted_ns = clock_now_ns();
+		TAILQ_REMOVE(&client->held, lease, link);
+		TAILQ_INSERT_TAIL(&client->held, lease, link);
+	}
+	return NULL;
+}
+
+static int check_client(struct store_client *client)
 {
 	struct store *store = client->store;
-	const struct lease *oldest = TAILQ_FIRST(&client->held);
-	uint64_t deadline = store->config.lease_deadline_ms * NS_PER_MS;
+	uint64_t deadline = store->config.lease_deadline_ms * NS_PER_MS, now = clock_now_ns();
+	const struct lease *oldest = deadline < now ? find_oldest(client, now - deadline) : NULL;
 
 	if (oldest && deadline && clock_now_ns() - oldest->granted_ns > deadline) {
 		store->stats.refused_overdue++;
@@ -83,6 +104,8 @@ static int check_client(const struct store_client *client)
 				   "a lease is held for more than %u ms: release it first",
 				   store->config.lease_deadline_ms);
 	}
+	if (client->n_held + client->n_requests >= store->config.max_leases)
+		client_reclaim(client, 1);
 	if (client->n_held + client->n_requests >= store->config.max_leases) {
 		store->stats.refused_budget++;
 		return message_set(STORE_E_BUDGET, "%u leases are held, the most a client may have",
@@ -158,6 +181,10 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 	r = find_or_start(model, tensor, first_page, n_pages, &window);
 	if (r == STORE_E_BUDGET && store_make_room(store, model, model->chunk_bytes))
 		r = find_or_start(model, tensor, first_page, n_pages, &window);
+	if (r == STORE_E_BUDGET && TAILQ_EMPTY(&store->waiting)) {
+		store_reclaim(store); /* from now on, whoever uses one tells when he gives it back */
+		r = find_or_start(model, tensor, first_page, n_pages, &window);
+	}
 	if (!r && !window->decoding)
 		return window_grant(client, window, ret_window);
 	if (r == STORE_E_BUDGET && !may_get_room(store)) {
@@ -222,6 +249,9 @@ int store_release(struct store_client *client, uint64_t id)
 	struct lease *lease = slot < client->n_slots ? client->slots[slot] : NULL;
 	struct model *model;
 
+	/* Of a lease that was kept and taken back in the meantime: both were right. */
+	if (lease && slot < client->n_words && lease->generation != id >> 32)
+		return 0;
 	if (!lease || !lease->window || lease->generation != id >> 32)
 		return message_set(STORE_E_INVALID, "no lease %llu", (unsigned long long)id);
 	model = lease->window->model;

@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "base/message.h"
+#include "base/range.h"
 #include "store-impl.h"
 
 int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_client **ret_client)
@@ -20,6 +21,7 @@ int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_cli
 	client->store = store;
 	client->uid = uid;
 	client->pid = pid;
+	client->shared = REGION_NONE;
 	TAILQ_INIT(&client->attachments);
 	TAILQ_INIT(&client->held);
 	TAILQ_INIT(&client->free);
@@ -54,7 +56,7 @@ static void attachment_free(struct attachment *attachment, bool orderly)
 	}
 	for (lease = TAILQ_FIRST(&client->held); lease; lease = next_lease) {
 		next_lease = TAILQ_NEXT(lease, link);
-		if (lease->window->model == model)
+		if (lease->window->model == model && !lease_revoke(lease))
 			window_release(client, lease, !orderly);
 	}
 	TAILQ_REMOVE(&client->attachments, attachment, in_client);
@@ -77,6 +79,7 @@ struct store_client *store_client_free(struct store_client *client, bool orderly
 	for (uint32_t i = 0; i < client->n_slots; i++)
 		memory_free(client->slots[i]);
 	memory_free(client->slots);
+	region_close(&client->shared);
 	TAILQ_REMOVE(&store->clients, client, link);
 	memory_free(client);
 	store_retry_waiting(store);
@@ -143,6 +146,44 @@ int store_detach(struct store_client *client, uint64_t model)
 		return 0;
 	attachment_free(attachment, true);
 	store_retry_waiting(client->store);
+	return 0;
+}
+
+int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, uint32_t *ret_leases)
+{
+	struct store *store = client->store;
+	uint32_t n = (uint32_t)min_u64(store->config.max_leases, SHM_MAX_KEPT);
+	uint64_t n_bytes = sizeof(struct shm_leases_header) + n * sizeof(uint64_t);
+	struct region region = REGION_NONE;
+	struct shm_leases_header *header;
+	struct charge charge;
+	int r;
+
+	if (client->words)
+		return message_set(STORE_E_INVALID, "the words are shared already");
+	r = budget_charge(&store->budget, BUDGET_INDEX, n_bytes, &charge);
+	if (r)
+		return r;
+	r = region_create("dcmem-leases", n_bytes, NULL, &region);
+	if (r) {
+		charge_release(&charge);
+		return r;
+	}
+	region.charge = charge;
+	r = region_seal_shared(&region);
+	if (!r)
+		r = region_reopen_writable(&region, ret_fd);
+	if (r) {
+		region_close(&region);
+		return r;
+	}
+	header = region.data;
+	*header = (struct shm_leases_header){.magic = SHM_LEASES_MAGIC, .version = 1, .n_leases = n};
+	client->shared = region;
+	client->words = (uint64_t *)(header + 1);
+	client->n_words = n;
+	*ret_bytes = n_bytes;
+	*ret_leases = n;
 	return 0;
 }
 

@@ -49,6 +49,7 @@ struct window {
 	uint32_t n_leases;
 	bool decoding, orphaned, pinned;
 	bool fresh; /* prefetched and not asked for yet */
+	struct lease_list leases;
 	struct request_list joined;
 };
 
@@ -81,9 +82,13 @@ struct attachment {
 
 struct lease {
 	TAILQ_ENTRY(lease) link; /* of the client's held ones, oldest first, or of its free ones */
+	TAILQ_ENTRY(lease) in_window;
+	struct store_client *client;
 	struct window *window;	 /* NULL: free */
 	uint32_t slot, generation;
 	uint64_t granted_ns;
+	uint64_t *word; /* shared with the client, who may keep it; NULL: held until RELEASE */
+	uint64_t seen;	/* the word, when it was last looked at */
 };
 
 /* An acquire that waits: on a window that is being decoded, or for room. */
@@ -108,6 +113,9 @@ struct store_client {
 	size_t slots_capacity;
 	uint32_t n_slots, n_held, n_requests;
 	struct request_list requests;
+	struct region shared; /* the table of kept leases, if it asked for one */
+	uint64_t *words;
+	uint32_t n_words;
 };
 
 struct store {
@@ -156,6 +164,19 @@ void window_drop(struct window *window);
 int window_grant(struct store_client *client, struct window *window,
 		 struct store_window *ret_window);
 void window_release(struct store_client *client, struct lease *lease, bool orphan);
+/*
+ * Leases that clients keep. lease_revoke() ends one that is not in use; from one that is in use, its
+ * client will send RELEASE. window_reclaim() does it to all of a window: true if none is left.
+ */
+bool lease_is_used(const struct lease *lease);
+bool lease_revoke(struct lease *lease);
+bool window_is_used(const struct window *window);
+bool window_reclaim(struct window *window);
+/* Notes which kept leases were used since the last look, for the order of eviction. */
+void window_look(struct window *window);
+/* Of one client, oldest first, or of all clients. */
+void client_reclaim(struct store_client *client, uint32_t n_wanted);
+void store_reclaim(struct store *store);
 
 /* store-client.c */
 /* NULL, with a message: it has not attached that model. */

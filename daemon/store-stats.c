@@ -5,6 +5,32 @@
 #include "base/memory.h"
 #include "store-impl.h"
 
+/* Kept ones that nobody uses are the daemon's to take back: they do not count. */
+static uint64_t count_leases(const struct window *window)
+{
+	const struct lease *lease;
+	uint64_t n = 0;
+
+	TAILQ_FOREACH(lease, &window->leases, in_window)
+		n += lease_is_used(lease);
+	return n;
+}
+
+static uint64_t count_model_leases(const struct model *model)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {
+		const struct block *block;
+
+		if (!model->chunks[i])
+			continue;
+		TAILQ_FOREACH(block, &model->chunks[i]->blocks, link)
+			n += block->window ? count_leases(block->window) : 0;
+	}
+	return n;
+}
+
 static void count_windows(const struct model *model, struct store_stats *stats)
 {
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {
@@ -13,7 +39,7 @@ static void count_windows(const struct model *model, struct store_stats *stats)
 		if (!model->chunks[i])
 			continue;
 		TAILQ_FOREACH(block, &model->chunks[i]->blocks, link) {
-			if (block->window && block->window->n_leases)
+			if (block->window && window_is_used(block->window))
 				stats->leased_bytes += block->window->n_bytes;
 			if (block->window && block->window->orphaned)
 				stats->orphaned_bytes += block->window->n_bytes;
@@ -30,6 +56,7 @@ void store_get_stats(const struct store *store, struct store_stats *ret_stats)
 
 	/* The mutex of a const store is still a mutex. */
 	budget_get((struct budget *)(uintptr_t)&store->budget, &budget);
+	stats.n_leases = 0;
 	stats.budget_bytes = budget.limit;
 	stats.peak_bytes = budget.peak;
 	stats.compressed_bytes = budget.used[BUDGET_COMPRESSED];
@@ -40,6 +67,7 @@ void store_get_stats(const struct store *store, struct store_stats *ret_stats)
 	TAILQ_FOREACH(model, &store->models, link) {
 		stats.n_models += !model->loading && !model->retired;
 		count_windows(model, &stats);
+		stats.n_leases += count_model_leases(model);
 	}
 	TAILQ_FOREACH(client, &store->clients, link)
 		stats.n_clients++;
@@ -57,7 +85,7 @@ void store_visit_models(const struct store *store,
 			.path = model->path,
 			.decodes = model->decodes,
 			.n_clients = model->n_attachments,
-			.n_leases = model->n_leases,
+			.n_leases = count_model_leases(model),
 			.loading = model->loading,
 			.retired = model->retired,
 		};
@@ -106,8 +134,10 @@ bool store_is_valid(const struct store *store)
 		charged += model->loaded.index.charge.n_bytes +
 			   model->loaded.placement.charge.n_bytes;
 	}
-	TAILQ_FOREACH(client, &store->clients, link)
+	TAILQ_FOREACH(client, &store->clients, link) {
 		n_held += client->n_held;
+		charged += client->shared.charge.n_bytes;
+	}
 	return n_chunks == store->stats.n_chunks && n_leases == store->stats.n_leases &&
 	       n_held == n_leases && (loading || charged == budget.total);
 }

@@ -78,6 +78,11 @@ int store_chunk_fd(struct store_client *client, uint64_t model, uint32_t chunk, 
 /* A sidecar file's blob (record of the index's file table) in a sealed memfd, O_RDONLY. */
 int store_file_fd(struct store_client *client, uint64_t model, uint32_t file, int *ret_fd,
 		  uint64_t *ret_bytes);
+/*
+ * A table of words through which this client keeps leases (shm.h); once a client. The descriptor is
+ * for reading and writing: the caller closes it after sending.
+ */
+int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, uint32_t *ret_leases);
 int store_chunk_ack(struct store_client *client, uint64_t model, uint32_t chunk);
 
 struct store_window {

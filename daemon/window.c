@@ -16,6 +16,7 @@
 #include "base/range.h"
 #include "model/container.h"
 #include "placement.h"
+#include "proto/shared.h"
 #include "store-impl.h"
 
 struct page_job {
@@ -199,6 +200,7 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 	window->fresh = prefetch;
 	window->stamp = ++model->store->stamp;
 	TAILQ_INIT(&window->joined);
+	TAILQ_INIT(&window->leases);
 	r = decode_new(model, tensor, window, &decode);
 	if (r) {
 		memory_free(window);
@@ -257,6 +259,14 @@ int window_grant(struct store_client *client, struct window *window,
 	if (!lease)
 		return message_set(-ENOMEM, "no memory for a lease");
 	lease->window = window;
+	lease->client = client;
+	lease->word = lease->slot < client->n_words ? &client->words[lease->slot] : NULL;
+	if (lease->word) {
+		/* Where others wait for room, they hear of its end by RELEASE. */
+		shared_lease_offer(lease->word, lease->generation, !TAILQ_EMPTY(&store->waiting));
+		lease->seen = __atomic_load_n(lease->word, __ATOMIC_RELAXED);
+	}
+	TAILQ_INSERT_TAIL(&window->leases, lease, in_window);
 	lease->granted_ns = clock_now_ns();
 	TAILQ_INSERT_TAIL(&client->held, lease, link);
 	client->n_held++;
@@ -292,9 +302,84 @@ void window_release(struct store_client *client, struct lease *lease, bool orpha
 		window->orphaned = true;
 		chunk->has_orphans = true;
 	}
+	TAILQ_REMOVE(&window->leases, lease, in_window);
 	lease->window = NULL;
 	lease->generation++;
 	TAILQ_REMOVE(&client->held, lease, link);
 	TAILQ_INSERT_HEAD(&client->free, lease, link);
 	client->n_held--;
+}
+
+bool lease_is_used(const struct lease *lease)
+{
+	return !lease->word ||
+	       shared_lease_in_use(__atomic_load_n(lease->word, __ATOMIC_ACQUIRE), lease->generation);
+}
+
+bool lease_revoke(struct lease *lease)
+{
+	uint64_t stamp = lease->window->stamp;
+	struct window *window = lease->window;
+
+	if (!lease->word || !shared_lease_revoke(lease->word, lease->generation))
+		return false;
+	window_release(lease->client, lease, false);
+	window->stamp = stamp; /* to be taken back is no use */
+	return true;
+}
+
+bool window_is_used(const struct window *window)
+{
+	const struct lease *lease;
+
+	TAILQ_FOREACH(lease, &window->leases, in_window)
+		if (lease_is_used(lease))
+			return true;
+	return false;
+}
+
+bool window_reclaim(struct window *window)
+{
+	struct lease *lease, *next;
+
+	for (lease = TAILQ_FIRST(&window->leases); lease; lease = next) {
+		next = TAILQ_NEXT(lease, in_window);
+		(void)lease_revoke(lease);
+	}
+	return !window->n_leases;
+}
+
+void window_look(struct window *window)
+{
+	struct lease *lease;
+
+	TAILQ_FOREACH(lease, &window->leases, in_window) {
+		uint64_t value = lease->word ? __atomic_load_n(lease->word, __ATOMIC_RELAXED) : 0;
+
+		if (value == lease->seen)
+			continue;
+		lease->seen = value;
+		lease->granted_ns = clock_now_ns();
+		window->stamp = ++window->model->store->stamp;
+		TAILQ_REMOVE(&lease->client->held, lease, link);
+		TAILQ_INSERT_TAIL(&lease->client->held, lease, link);
+	}
+}
+
+void client_reclaim(struct store_client *client, uint32_t n_wanted)
+{
+	struct lease *lease, *next;
+
+	for (lease = TAILQ_FIRST(&client->held); lease && n_wanted; lease = next) {
+		next = TAILQ_NEXT(lease, link);
+		n_wanted -= lease_revoke(lease);
+	}
+}
+
+void store_reclaim(struct store *store)
+{
+	struct store_client *client;
+
+	TAILQ_FOREACH(client, &store->clients, link)
+		client_reclaim(client, UINT32_MAX);
 }

@@ -5,9 +5,10 @@
  *   immutable       segments and the index (container.h); sealed SHRINK GROW WRITE SEAL
  *   daemon-written  the placement table (here) and arena chunks (plain bytes);
  *                   sealed FUTURE_WRITE SHRINK GROW SEAL once the daemon has mapped them
- *   rings           none yet in protocol 1
+ *   shared words    one table a client (here), written by both; sealed SHRINK GROW SEAL. The
+ *                   daemon believes nothing in it: a client that scribbles deceives itself
  *
- * A client gets an O_RDONLY reopen of its own of every object, and maps it read-only.
+ * A client gets an O_RDONLY reopen of its own of every object but the last, and maps it read-only.
  *
  * Placement table: one header, one record a tensor, one word a chunk. A record is a seqlock: odd
  * while the daemon writes. lib/proto/shared.h has the accessors; nothing else touches these words.
@@ -55,6 +56,34 @@ struct shm_placement {
 #define SHM_CHUNK_LIVE 1
 #define SHM_CHUNK_RETIRED 2
 
+/*
+ * Table of a client's leases: this header, then one 64-bit word for each of the first n_leases lease
+ * slots (slot: the low half of a lease's number, less 1). With it a client keeps a lease that it does
+ * not use, and takes it up again, without a request; the daemon takes back what is not in use.
+ *
+ *   63            32 31        2    1        0
+ *   +---------------+-----------+--------+--------+
+ *   |  generation   |   uses    | wanted | in use |      generation: high half of the number
+ *   +---------------+-----------+--------+--------+
+ *
+ *   daemon: grants                 word = generation, in use (and wanted, if others wait for room)
+ *   client: gives back             clears in use; sends RELEASE if wanted was set
+ *   client: takes up again         neither wanted nor in use: sets in use, counts a use, in one step
+ *   daemon: takes back             sets wanted; the lease is over if it was not in use
+ */
+#define SHM_LEASES_MAGIC 0x5341454c4d4344ULL /* "DCMLEAS" */
+#define SHM_MAX_KEPT 2048 /* leases of one client; untuned */
+struct shm_leases_header {
+	uint64_t magic;
+	uint32_t version; /* 1 */
+	uint32_t n_leases;
+	uint64_t reserved[6];
+};
+#define SHM_LEASE_IN_USE 1ULL
+#define SHM_LEASE_WANTED 2ULL
+#define SHM_LEASE_USE 4ULL /* added by each taking up */
+
+_Static_assert(sizeof(struct shm_leases_header) == 64, "ABI");
 _Static_assert(sizeof(struct shm_placement_header) == 64, "ABI");
 _Static_assert(sizeof(struct shm_placement) == 64, "ABI");
 

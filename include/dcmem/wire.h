@@ -19,6 +19,8 @@
  *     PREFETCH {model, tensor,pages} ---->   (no reply)
  *     FILE   {model, file}           ---->   (record number in the index's file table)
  *                                    <----   FILE   {file, n_bytes} + fd of a sealed memfd: the blob
+ *     SHARE  {}                      ---->   (once, where HELLO's features have WIRE_FEATURE_SHARE)
+ *                                    <----   SHARE  {n_leases, n_bytes} + fd: struct shm_leases_header
  *     JSON   {text}                  ---->
  *                                    <----   JSON   {text}, or + a sealed memfd holding it
  *
@@ -49,6 +51,7 @@ enum wire_type {
 	WIRE_DETACH = 9,
 	WIRE_JSON = 10,
 	WIRE_FILE = 11,
+	WIRE_SHARE = 12,
 };
 
 /* status of a reply: 0, a positive DCMEM_E_... of dcmem.h, or 65536 plus an errno */
@@ -66,9 +69,11 @@ struct wire_header {
 struct wire_hello {
 	uint32_t protocol;
 	uint32_t reserved;
-	uint64_t features; /* the daemon answers with the common ones; none defined yet */
+	uint64_t features; /* WIRE_FEATURE_...: the daemon answers with the common ones */
 	uint64_t instance; /* random per start of the daemon; 0 in the request */
 };
+
+#define WIRE_FEATURE_SHARE (1ULL << 0) /* leases may be kept (shm.h) */
 
 struct wire_attach { /* followed by name_bytes of name */
 	uint32_t name_bytes;
@@ -85,13 +90,13 @@ struct wire_attach_reply { /* + fds: index, placement */
 	uint8_t fingerprint[16];
 };
 
-struct wire_segment { /* SEGMENT, CHUNK and FILE requests, and CHUNK_ACK */
+struct wire_segment { /* SEGMENT, CHUNK, FILE requests, CHUNK_ACK; SHARE: all 0 */
 	uint64_t model;
 	uint32_t id;
 	uint32_t reserved;
 };
 
-struct wire_segment_reply { /* + fd, read-only */
+struct wire_segment_reply { /* + fd, read-only; SHARE: read-write, id is the number of words */
 	uint32_t id;
 	uint32_t reserved;
 	uint64_t n_bytes;

@@ -100,6 +100,54 @@ static inline bool shared_placement_read(const struct shm_placement *record,
 	return false;
 }
 
+/*
+ * Words of kept leases (shm.h): one word decides between a client that takes a lease up and a daemon
+ * that takes it back, so neither needs a fence. The daemon's three functions believe nothing.
+ */
+static inline void shared_lease_offer(uint64_t *word, uint32_t generation, bool wanted)
+{
+	__atomic_store_n(word,
+			 (uint64_t)generation << 32 | SHM_LEASE_IN_USE |
+				 (wanted ? SHM_LEASE_WANTED : 0),
+			 __ATOMIC_RELEASE);
+}
+
+/* Is it in use now? What the client says: another generation is no use of this lease. */
+static inline bool shared_lease_in_use(uint64_t value, uint32_t generation)
+{
+	return value >> 32 == generation && value & SHM_LEASE_IN_USE;
+}
+
+/*
+ * True: nobody reads under this lease any more and nobody can take it up. False: it is in use, and
+ * its holder is told to give it back. Pairs with shared_lease_take() and shared_lease_drop().
+ */
+static inline bool shared_lease_revoke(uint64_t *word, uint32_t generation)
+{
+	return !shared_lease_in_use(
+		__atomic_fetch_or(word, SHM_LEASE_WANTED, __ATOMIC_ACQ_REL), generation);
+}
+
+/* The client's: false where the daemon took it back. One taker at a time. */
+static inline bool shared_lease_take(uint64_t *word, uint32_t generation)
+{
+	uint64_t value = __atomic_load_n(word, __ATOMIC_RELAXED);
+	uint64_t taken = (uint64_t)generation << 32 |
+			 ((value + SHM_LEASE_USE) & UINT32_MAX) | SHM_LEASE_IN_USE;
+
+	return value >> 32 == generation && !(value & (SHM_LEASE_IN_USE | SHM_LEASE_WANTED)) &&
+	       __atomic_compare_exchange_n(word, &value, taken, false, __ATOMIC_ACQ_REL,
+					   __ATOMIC_RELAXED);
+}
+
+/* The client's, of a lease in use: false where the daemon wants it, which RELEASE then gives. */
+static inline bool shared_lease_drop(uint64_t *word, uint32_t generation)
+{
+	uint64_t value = __atomic_fetch_and(word, ~SHM_LEASE_IN_USE, __ATOMIC_ACQ_REL);
+
+	return value >> 32 == generation && !(value & SHM_LEASE_WANTED);
+}
+
 _Static_assert(offsetof(struct shm_placement, segment) == sizeof(uint64_t), "word 0 is the lock");
 
 #endif

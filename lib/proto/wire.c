@@ -34,6 +34,7 @@ static const struct wire_rule wire_requests[] = {
 	[WIRE_DETACH] = {true, sizeof(struct wire_detach)},
 	[WIRE_JSON] = {true, 0, .has_text = true},
 	[WIRE_FILE] = {true, sizeof(struct wire_segment)},
+	[WIRE_SHARE] = {true, sizeof(struct wire_segment)},
 };
 
 static const struct wire_rule wire_replies[] = {
@@ -44,6 +45,7 @@ static const struct wire_rule wire_replies[] = {
 	[WIRE_ACQUIRE] = {true, sizeof(struct wire_acquire_reply)},
 	[WIRE_JSON] = {true, 0, .has_text = true},
 	[WIRE_FILE] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
+	[WIRE_SHARE] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
 };
 
 static const struct wire_rule *wire_rule_of(enum wire_direction direction, uint16_t type)
@@ -97,6 +99,9 @@ static const char *wire_check_body(enum wire_direction direction, const struct w
 	case WIRE_CHUNK:
 	case WIRE_CHUNK_ACK:
 	case WIRE_FILE:
+	case WIRE_SHARE:
+		if (m->header.type == WIRE_SHARE && request && (m->segment.model || m->segment.id))
+			return "a SHARE that names something";
 		if (request ? m->segment.reserved != 0 : m->segment_reply.reserved != 0)
 			return "a reserved field of SEGMENT, CHUNK or FILE is not 0";
 		break;

@@ -28,7 +28,7 @@ struct wire_message {
 		struct wire_hello hello;
 		struct wire_attach attach;	/* text: the name, valid as wire_name_is_valid() */
 		struct wire_attach_reply attach_reply;
-		struct wire_segment segment;	/* SEGMENT, CHUNK, CHUNK_ACK, FILE */
+		struct wire_segment segment;	/* SEGMENT, CHUNK, CHUNK_ACK, FILE, SHARE */
 		struct wire_segment_reply segment_reply;
 		struct wire_acquire acquire;	/* ACQUIRE, PREFETCH */
 		struct wire_acquire_reply acquire_reply;

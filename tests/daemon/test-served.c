@@ -217,13 +217,39 @@ static void test_unload(void **state)
 	assert_int_equal(dcmem_open("m", &options, &model), DCMEM_E_NOT_FOUND);
 }
 
+/* A window that was given back is taken up again without a request, until others need the room. */
+static void test_kept(void **state)
+{
+	struct dcmem_counters counters = {.size = sizeof(counters)};
+	struct dcmem *model = attach();
+	struct dcmem_view view, second;
+	uint64_t n_requests;
+
+	assert_int_equal(dcmem_acquire(model, 0, 0, 1, &view), 0);
+	dcmem_release(model, &view);
+	assert_int_equal(dcmem_counters(model, &counters), 0);
+	n_requests = counters.requests;
+	for (unsigned i = 0; i < 1000; i++) {
+		assert_int_equal(dcmem_acquire(model, 0, 0, 1, &view), 0);
+		assert_int_equal(dcmem_acquire(model, 0, 0, 1, &second), 0);
+		assert_ptr_equal(view.data, second.data);
+		dcmem_release(model, &view);
+		dcmem_release(model, &second);
+	}
+	assert_int_equal(dcmem_counters(model, &counters), 0);
+	assert_int_equal(counters.requests, n_requests);
+	assert_int_equal(stat_of("n_leases"), 0);
+	dcmem_close(model);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_reads),	      cmocka_unit_test(test_sharing),
 		cmocka_unit_test(test_descriptors),   cmocka_unit_test(test_killed_client),
 		cmocka_unit_test(test_fork),	      cmocka_unit_test(test_killed_daemon),
-		cmocka_unit_test(test_requests),      cmocka_unit_test(test_unload),
+		cmocka_unit_test(test_requests),      cmocka_unit_test(test_kept),
+		cmocka_unit_test(test_unload),
 	};
 
 	if (argc != 2)

@@ -71,6 +71,8 @@ static void test_sizes(void **state)
 		{WIRE_SEGMENT, WIRE_REPLY, zeros, 16, NULL, 1},
 		{WIRE_CHUNK, WIRE_REPLY, zeros, 16, NULL, 1},
 		{WIRE_FILE, WIRE_REPLY, zeros, 16, NULL, 1},
+		{WIRE_SHARE, WIRE_REQUEST, zeros, 16},
+		{WIRE_SHARE, WIRE_REPLY, zeros, 16, NULL, 1},
 		{WIRE_ACQUIRE, WIRE_REPLY, &acquired, 48},
 		{WIRE_JSON, WIRE_REQUEST, NULL, 0, "{}"}, {WIRE_JSON, WIRE_REPLY, NULL, 0, "{}"},
 	};

@@ -26,6 +26,7 @@
 #include "daemon/store-impl.h"
 #include "dcmem/dcmem.h"
 #include "make-container.h"
+#include "proto/shared.h"
 
 #define MIB (1ULL << 20)
 #define N_TENSORS 4 /* three coded and one raw */
@@ -557,6 +558,186 @@ static void test_leases_are_limited(void **state)
 	store_free(store);
 }
 
+/* A client that keeps leases: `words` is its own mapping of the table, as the library has it. */
+static struct store_client *join_sharing(struct store *store, uint64_t *ret_model, uint64_t **ret_words)
+{
+	struct store_client *client = join(store, ret_model);
+	uint64_t n_bytes;
+	uint8_t *base;
+	uint32_t n;
+	int fd;
+
+	assert_int_equal(store_share(client, &fd, &n_bytes, &n), 0);
+	assert_int_equal(n, 8); /* max_leases */
+	assert_int_equal(store_share(client, &fd, &n_bytes, &n), STORE_E_INVALID);
+	assert_int_equal(ftruncate(fd, 0), -1);
+	base = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	assert_ptr_not_equal(base, MAP_FAILED);
+	close(fd);
+	*ret_words = (uint64_t *)(base + sizeof(struct shm_leases_header));
+	return client;
+}
+
+static uint32_t generation_of(uint64_t lease)
+{
+	return (uint32_t)(lease >> 32);
+}
+
+static uint64_t *word_of(uint64_t *words, uint64_t lease)
+{
+	return &words[(uint32_t)lease - 1];
+}
+
+/* Room for two tensors and a client's words. */
+static struct store *tight_sharing_store(void)
+{
+	struct store *store = open_store(64 * MIB);
+	uint64_t held;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	held = stats_of(store).compressed_bytes + stats_of(store).index_bytes;
+	store_free(store);
+	store = open_store(held + 2 * MIB + sizeof(struct shm_leases_header) + 8 * sizeof(uint64_t));
+	assert_int_equal(load(store, path, "m").result, 0);
+	return store;
+}
+
+/* Kept and not in use, a lease is the daemon's to end; in use, it holds; taken up, it holds again. */
+static void test_kept_leases(void **state)
+{
+	struct store *store = tight_sharing_store();
+	struct answer a, b, c, waiting = {0};
+	struct store_client *client;
+	uint64_t model, *words;
+
+	client = join_sharing(store, &model, &words);
+	a = take(client, model, 0, 0, N_PAGES);
+	b = take(client, model, 1, 0, N_PAGES);
+	assert_int_equal(a.result, 0);
+	assert_int_equal(b.result, 0);
+	assert_int_equal(stats_of(store).n_leases, 2);
+
+	/* Given back and taken up again without a word to the daemon. */
+	assert_true(shared_lease_drop(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_int_equal(stats_of(store).n_leases, 1);
+	assert_int_equal(stats_of(store).leased_bytes, MIB);
+	assert_true(shared_lease_take(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_int_equal(stats_of(store).n_leases, 2);
+	check_bytes(&a.window, 0);
+
+	/* Both in use: a third waits, and who gives back now is told to say so. */
+	assert_int_equal(store_acquire(client, model, 2, 0, N_PAGES, on_acquired, &waiting,
+				       &waiting.window),
+			 STORE_PENDING);
+	assert_false(shared_lease_drop(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_false(shared_lease_take(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_int_equal(store_release(client, a.window.lease), 0);
+	wait_for(store, &waiting);
+	assert_int_equal(waiting.result, 0);
+	check_bytes(&waiting.window, 2);
+	check_bytes(&b.window, 1);
+	assert_int_equal(stats_of(store).evictions, 1);
+
+	/* The slot has another lease now: the old number neither takes it up nor gives it back. */
+	c = waiting;
+	assert_ptr_equal(word_of(words, c.window.lease), word_of(words, a.window.lease));
+	assert_false(shared_lease_take(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_int_equal(store_release(client, a.window.lease), 0);
+	assert_int_equal(stats_of(store).n_leases, 2);
+
+	/* Kept and idle: evicted at once, by another client too. */
+	(void)shared_lease_drop(word_of(words, c.window.lease), generation_of(c.window.lease));
+	assert_int_equal(store_release(client, c.window.lease), 0);
+	c = take(client, model, 2, 0, N_PAGES);
+	assert_int_equal(c.result, 0);
+	assert_true(shared_lease_drop(word_of(words, c.window.lease), generation_of(c.window.lease)));
+	client = join(store, &model);
+	assert_int_equal(take(client, model, 0, 0, N_PAGES).result, 0);
+	assert_false(shared_lease_take(word_of(words, c.window.lease), generation_of(c.window.lease)));
+	store_free(store);
+}
+
+/* Which one goes: the idle one, though the other was asked for earlier. */
+static void test_kept_order(void **state)
+{
+	struct store *store = tight_sharing_store();
+	struct store_client *client;
+	struct answer a, b;
+	uint64_t model, *words;
+
+	client = join_sharing(store, &model, &words);
+	a = take(client, model, 0, 0, N_PAGES);
+	b = take(client, model, 1, 0, N_PAGES);
+	assert_true(shared_lease_drop(word_of(words, b.window.lease), generation_of(b.window.lease)));
+	for (unsigned i = 0; i < 3; i++) { /* a stays in use all the time, b goes */
+		assert_true(shared_lease_drop(word_of(words, a.window.lease),
+					      generation_of(a.window.lease)));
+		assert_true(shared_lease_take(word_of(words, a.window.lease),
+					      generation_of(a.window.lease)));
+	}
+	assert_int_equal(take(client, model, 2, 0, N_PAGES).result, 0);
+	assert_true(shared_lease_drop(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_true(shared_lease_take(word_of(words, a.window.lease), generation_of(a.window.lease)));
+	assert_false(shared_lease_take(word_of(words, b.window.lease), generation_of(b.window.lease)));
+	check_bytes(&a.window, 0);
+	store_free(store);
+}
+
+/*
+ * What a hostile client can do with its words: hold what it has, as without them, up to its quota; or
+ * lose what it has. Others are served, and the sums of the store stay right.
+ */
+static void test_hostile_words(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *hostile, *honest;
+	uint64_t model, *words, other, n_freed;
+	struct answer a;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	hostile = join_sharing(store, &model, &words);
+	honest = join(store, &other);
+	srand(1);
+	for (unsigned i = 0; i < 2000; i++) {
+		for (unsigned w = 0; w < 8; w++)
+			if (rand() % 2)
+				words[w] = (uint64_t)rand() << 33 ^ (uint64_t)rand();
+		a = take(hostile, model, (unsigned)rand() % 3, (unsigned)rand() % N_PAGES, 1);
+		assert_true(a.result == 0 || a.result == STORE_E_BUDGET);
+		if (rand() % 3 == 0)
+			assert_int_equal(store_release(hostile, a.window.lease), 0);
+		a = take(honest, other, (unsigned)rand() % 3, 0, N_PAGES);
+		assert_int_equal(a.result, 0);
+		assert_int_equal(store_release(honest, a.window.lease), 0);
+		assert_true(store_is_valid(store));
+	}
+	/* All held for ever: its own quota, and then its deadline, stop it alone. */
+	for (unsigned w = 0; w < 8; w++)
+		words[w] = ~0ULL;
+	store_client_free(hostile, false);
+	assert_true(store_is_valid(store));
+	hostile = join_sharing(store, &model, &words);
+	for (unsigned i = 0; i < 8; i++)
+		assert_int_equal(take(hostile, model, 0, i, 1).result, 0);
+	assert_int_equal(take(hostile, model, 0, 9, 1).result, STORE_E_BUDGET);
+	/* One that it does not use makes room for another. */
+	words[3] &= ~SHM_LEASE_IN_USE;
+	assert_int_equal(take(hostile, model, 0, 9, 1).result, 0);
+	skipped_ns += 31 * NS_PER_S;
+	assert_int_equal(take(hostile, model, 0, 9, 1).result, STORE_E_OVERDUE);
+	assert_int_equal(take(honest, other, 0, 0, N_PAGES).result, 0);
+	/* Kept for ever but not used: not overdue. */
+	for (unsigned w = 0; w < 8; w++)
+		words[w] &= ~SHM_LEASE_IN_USE;
+	assert_int_equal(take(hostile, model, 0, 9, 1).result, 0);
+	/* It dies using one: that window alone is an orphan, until nobody is seen to map it. */
+	n_freed = stats_of(store).orphans_freed;
+	store_client_free(hostile, false);
+	assert_int_equal(stats_of(store).orphans_freed, n_freed + 1);
+	skipped_ns = 0;
+	store_free(store);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -570,6 +751,9 @@ int main(void)
 		cmocka_unit_test(test_wrong_decode),
 		cmocka_unit_test(test_many_windows),
 		cmocka_unit_test(test_leases_are_limited),
+		cmocka_unit_test(test_kept_leases),
+		cmocka_unit_test(test_kept_order),
+		cmocka_unit_test(test_hostile_words),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
