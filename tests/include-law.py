@@ -45,7 +45,7 @@ ROOMS = {
     "client/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "bench/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/model/"],
     "tools/dcmem/": ["include/dcmem/dcmem.h", "include/dcmem/container.h", "lib/base/",
-                     "lib/model/", "bench/"],
+                     "lib/model/", "lib/planner/", "bench/"],
     "examples/": ["include/dcmem/dcmem.h"],
 }
 # The reading half of lib/model is linked without the half that makes containers.

@@ -410,7 +410,7 @@ bool totals_current(struct planner *planner, struct totals *ret_totals)
 	return holds;
 }
 
-/* Is the present plan allowed, and is the new one not better by enough? Totals are the present's. */
+/* Is the present plan allowed, and the new one not better by enough? Totals are the present's. */
 static bool should_keep(struct planner *planner, const struct totals *current,
 			const struct totals *planned)
 {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The order of changes: what shrinks makes room for what grows, so that the old and the new version
- * of a tensor fit the budget together, and an interval does no more than its limit. A budget that
- * was cut below what is held is the one case where a shrinking step may stand over it, since
- * nothing else leads back. Windows give way to changes and are not counted while they last.
- * Owns nothing; any thread, one run a planner.
+ * The order of changes: what shrinks makes room for what grows, so that the old and the new
+ * version of a tensor fit the budget together, and an interval does no more than its limit. A
+ * budget that was cut, so that what is held fills its headroom too, is the one case where a
+ * shrinking step may stand over it, since nothing else leads back. Windows give way to changes
+ * and are not counted while they last. Owns nothing; any thread, one run a planner.
  */
 #include "planner/planner-impl.h"
 
@@ -37,6 +37,7 @@ static bool take(struct order *order, uint32_t tensor)
 	const struct planner_policy *policy = &planner->policy;
 	uint64_t new = stored_bytes(&planner->chosen[tensor]), old = old_bytes(planner, tensor);
 	uint64_t both = order->used + new;
+	uint64_t room = planner->capacity_bytes + planner->host.pinned_bytes;
 
 	if (order->n_steps > 0 &&
 	    ((policy->limit_bytes && order->written + new > policy->limit_bytes) ||
@@ -44,8 +45,10 @@ static bool take(struct order *order, uint32_t tensor)
 		order->stopped = true;
 		return false;
 	}
-	if (both > planner->host.budget_bytes &&
-	    !(order->used > planner->host.budget_bytes && new < old))
+	if (both > planner->host.budget_bytes && !(order->used > room && new < old))
+		return false;
+	/* What grows leaves the headroom free: without it nothing could shrink any more. */
+	if (new > old && both - old > room)
 		return false;
 	planner->steps[order->n_steps++] = (struct planner_step){
 		tensor, planner->chosen[tensor].choice, old, new};

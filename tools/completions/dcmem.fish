@@ -16,6 +16,7 @@ complete -c dcmem -n $verb -a status -d 'what the kernel gave the daemon'
 complete -c dcmem -n $verb -a stats -d 'memory, decodes and models of the daemon'
 complete -c dcmem -n $verb -a cat -d 'one tensor to standard output or a .npy file'
 complete -c dcmem -n $verb -a bench -d 'measure the page codecs on this machine'
+complete -c dcmem -n $verb -a plan -d 'how tensors would be held on a described host'
 
 set -l in '__fish_seen_subcommand_from'
 complete -c dcmem -n "$in pack unpack verify ls load cat bench" -F
@@ -54,3 +55,5 @@ complete -c dcmem -n "$in bench" -l mib -x -d 'decode so many MiB at a time'
 complete -c dcmem -n "$in bench" -l effort -x -d 'effort of our encoders'
 complete -c dcmem -n "$in bench" -l cpu-time -d 'count the time on the CPU alone'
 complete -c dcmem -n "$in bench" -l quiet -d 'no progress bar'
+complete -c dcmem -n "$in plan" -l simulate -r -F -d 'host, models, forms and phases'
+complete -c dcmem -n "$in plan" -l json -d 'one JSON document'

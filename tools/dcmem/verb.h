@@ -32,5 +32,6 @@ int verb_status(int argc, char **argv);
 int verb_stats(int argc, char **argv);
 int verb_cat(int argc, char **argv);
 int verb_bench(int argc, char **argv);
+int verb_plan(int argc, char **argv);
 
 #endif
