@@ -118,7 +118,7 @@ unsigned bench_coders(struct bench_coder ret_coders[BENCH_CODER_MAX], int effort
 
 static bool is_candidate(uint32_t id, uint32_t dtype)
 {
-	uint8_t ids[4];
+	uint8_t ids[CODEC_MAX_CANDIDATES];
 	unsigned n = codec_candidates(dtype, ids);
 
 	for (unsigned i = 0; i < n; i++)

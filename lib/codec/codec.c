@@ -15,6 +15,7 @@
 #include "base/cpu.h"
 #include "base/memory.h"
 #include "codec/bytes.h"
+#include "codec/pack.h"
 #include "codec/pair.h"
 #include "codec/planes.h"
 #include "dcmem/container.h"
@@ -27,6 +28,7 @@ struct codec_context {
 	ZSTD_DCtx *decoder;
 	ZSTD_CCtx *encoder;
 	uint8_t *planes; /* CONTAINER_MAX_PAGE_BYTES */
+	struct pack_decoder *pack_decoder;
 	struct pair_decoder *pair_decoder;
 	struct pair_encoder *pair_encoder;
 };
@@ -40,6 +42,9 @@ static const char *const codec_names[] = {
 	[CODEC_PAIR_8] = "pair8",
 	[CODEC_PAIR_16] = "pair16",
 	[CODEC_PAIR_32] = "pair32",
+	[CODEC_PACK_8] = "pack8",
+	[CODEC_PACK_16] = "pack16",
+	[CODEC_PACK_32] = "pack32",
 };
 #define N_CODECS (sizeof(codec_names) / sizeof(codec_names[0]))
 
@@ -74,6 +79,7 @@ struct codec_context *codec_context_free(struct codec_context *context)
 	(void)ZSTD_freeDCtx(context->decoder);
 	(void)ZSTD_freeCCtx(context->encoder);
 	memory_free(context->planes);
+	memory_free(context->pack_decoder);
 	memory_free(context->pair_decoder);
 	pair_encoder_free(context->pair_encoder);
 	return memory_free(context);
@@ -92,8 +98,10 @@ struct codec_context *codec_context_new(void)
 		return NULL;
 	context->decoder = ZSTD_createDCtx();
 	context->planes = memory_alloc(CONTAINER_MAX_PAGE_BYTES);
+	context->pack_decoder = memory_alloc(sizeof(*context->pack_decoder));
 	context->pair_decoder = memory_alloc(sizeof(*context->pair_decoder));
-	if (!context->decoder || !context->planes || !context->pair_decoder)
+	if (!context->decoder || !context->planes || !context->pack_decoder ||
+	    !context->pair_decoder)
 		return NULL;
 	return TAKE(context);
 }
@@ -215,9 +223,19 @@ static int planes_encode(struct codec_context *context, const struct planes *pla
 	return 0;
 }
 
-static unsigned pair_element_bytes(uint32_t id)
+/* Of the codecs that have an id for each size. */
+static unsigned element_bytes(uint32_t id)
 {
-	return id == CODEC_PAIR_8 ? 1 : id == CODEC_PAIR_16 ? 2 : 4;
+	switch (id) {
+	case CODEC_PAIR_8:
+	case CODEC_PACK_8:
+		return 1;
+	case CODEC_PAIR_16:
+	case CODEC_PACK_16:
+		return 2;
+	default:
+		return 4;
+	}
 }
 
 int codec_decode(struct codec_context *context, uint32_t id, const void *src, size_t src_bytes,
@@ -238,7 +256,12 @@ int codec_decode(struct codec_context *context, uint32_t id, const void *src, si
 	case CODEC_PAIR_8:
 	case CODEC_PAIR_16:
 	case CODEC_PAIR_32:
-		return pair_decode(context->pair_decoder, cpu_path(), pair_element_bytes(id), src,
+		return pair_decode(context->pair_decoder, cpu_path(), element_bytes(id), src,
+				   src_bytes, dst, dst_bytes);
+	case CODEC_PACK_8:
+	case CODEC_PACK_16:
+	case CODEC_PACK_32:
+		return pack_decode(context->pack_decoder, cpu_path(), element_bytes(id), src,
 				   src_bytes, dst, dst_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
@@ -267,33 +290,42 @@ int codec_encode(struct codec_context *context, uint32_t id, int effort, const v
 	case CODEC_PAIR_8:
 	case CODEC_PAIR_16:
 	case CODEC_PAIR_32:
-		return pair_encode(context->pair_encoder, pair_element_bytes(id), src, src_bytes,
+		return pair_encode(context->pair_encoder, element_bytes(id), src, src_bytes,
 				   dst, dst_capacity, ret_bytes);
+	case CODEC_PACK_8:
+	case CODEC_PACK_16:
+	case CODEC_PACK_32:
+		return pack_encode(context->planes, element_bytes(id), src, src_bytes, dst,
+				   dst_capacity, ret_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
 	}
 }
 
-unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[4])
+unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[CODEC_MAX_CANDIDATES])
 {
 	unsigned n = 0;
 
 	switch (dtype) {
 	case DCMEM_BF16:
 	case DCMEM_F16:
+		ret_ids[n++] = CODEC_PACK_16;
 		ret_ids[n++] = CODEC_PAIR_16;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_16;
 		break;
 	case DCMEM_F32:
+		ret_ids[n++] = CODEC_PACK_32;
 		ret_ids[n++] = CODEC_PAIR_32;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_32;
 		break;
 	case DCMEM_F8_E4M3:
 	case DCMEM_F8_E5M2:
+		ret_ids[n++] = CODEC_PACK_8;
 		ret_ids[n++] = CODEC_PAIR_8;
 		ret_ids[n++] = CODEC_ZSTD_PLANES_8;
 		break;
 	default:
+		ret_ids[n++] = CODEC_PACK_8;
 		ret_ids[n++] = CODEC_PAIR_8;
 		break;
 	}

@@ -20,6 +20,9 @@ enum codec_id {
 	CODEC_PAIR_8 = 5,	  /* bytes, two by two under a prefix code */
 	CODEC_PAIR_16 = 6,	  /* BF16, F16: the exponents so, the rest raw */
 	CODEC_PAIR_32 = 7,	  /* F32 */
+	CODEC_PACK_8 = 8,	  /* bytes, as fields of one width and a list of exceptions */
+	CODEC_PACK_16 = 9,	  /* BF16, F16: the exponents so, the rest raw */
+	CODEC_PACK_32 = 10,	  /* F32 */
 };
 
 enum codec_error {
@@ -51,9 +54,9 @@ int codec_encode(struct codec_context *context, uint32_t id, int effort, const v
 
 /*
  * The codecs worth trying for a dtype, the fastest to decode first but for CODEC_RAW, which is
- * last: at most 4 written to ret_ids. The packer measures them on sample pages of the tensor and
- * takes the first that is close to the smallest.
+ * last: how many. The packer measures them on sample pages of the tensor.
  */
-unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[4]);
+#define CODEC_MAX_CANDIDATES 5
+unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[CODEC_MAX_CANDIDATES]);
 
 #endif

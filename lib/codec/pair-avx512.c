@@ -11,6 +11,7 @@
 
 #include "codec/pair.h"
 #include "codec/pair-lanes.h"
+#include "codec/rows-avx512.h"
 
 /*
  * The entries of the next block, eight lanes a vector. On Sapphire Rapids a gather is 5 to 15 % faster
@@ -53,37 +54,6 @@ static inline void lanes_step(struct pair_decoder *d, uint16_t *entries)
 
 		_mm256_store_si256(position, _mm256_add_epi32(_mm256_load_si256(position), n_used));
 	}
-}
-
-/* The 64 raw offsets of a row, from its parts of 4, 2 and 1 bits. */
-static inline __m512i offsets_of(const uint8_t *row, unsigned offset_bits)
-{
-	__m512i offsets = _mm512_setzero_si512(), part;
-	unsigned at = 0;
-
-	if (offset_bits & 4) {
-		__m256i both = _mm256_loadu_si256((const __m256i *)row);
-
-		part = _mm512_inserti64x4(_mm512_castsi256_si512(both), _mm256_srli_epi16(both, 4), 1);
-		offsets = _mm512_and_si512(part, _mm512_set1_epi8(0x0f));
-		row += 32;
-		at = 4;
-	}
-	if (offset_bits & 2) {
-		part = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)row));
-		part = _mm512_srlv_epi64(part, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
-		part = _mm512_and_si512(part, _mm512_set1_epi8(0x03));
-		offsets = _mm512_or_si512(offsets, _mm512_slli_epi16(part, at));
-		row += 16;
-		at += 2;
-	}
-	if (offset_bits & 1) {
-		part = _mm512_set1_epi64((long long)bytes_load64(row));
-		part = _mm512_srlv_epi64(part, _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-		part = _mm512_and_si512(part, _mm512_set1_epi8(0x01));
-		offsets = _mm512_or_si512(offsets, _mm512_slli_epi16(part, at));
-	}
-	return offsets;
 }
 
 struct bases {
@@ -140,27 +110,13 @@ row_values(struct pair_decoder *d, const struct bases *bases, const uint16_t *en
 	if (kind == ROW_SPIKED)
 		values = _mm512_add_epi8(values, spiked_offsets(d, classes, offset_bits));
 	else if (offset_bits)
-		values = _mm512_add_epi8(values, offsets_of(offset_row, offset_bits));
+		values = _mm512_add_epi8(values, row_unpack(offset_row, offset_bits));
 	escaped = _mm512_cmpeq_epi8_mask(classes, _mm512_set1_epi8(PAIR_ESCAPE));
 	values = _mm512_mask_expand_epi8(values, escaped,
 					 _mm512_loadu_si512(d->escapes + d->next_escape));
 	d->next_escape += (uint32_t)__builtin_popcountll(escaped);
 	_mm512_storeu_si512(high, values);
 	return 0;
-}
-
-/* 64 elements of 16 bits: high byte over low byte, rotated right by one bit. */
-static inline void store_16(const uint8_t *high_row, const uint8_t *low_plane, uint8_t *dst)
-{
-	const __m512i order = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-	const __m512i order_high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-	__m512i low = _mm512_loadu_si512(low_plane), high = _mm512_load_si512(high_row);
-	__m512i a = _mm512_unpacklo_epi8(low, high), b = _mm512_unpackhi_epi8(low, high);
-
-	a = _mm512_or_si512(_mm512_srli_epi16(a, 1), _mm512_slli_epi16(a, 15));
-	b = _mm512_or_si512(_mm512_srli_epi16(b, 1), _mm512_slli_epi16(b, 15));
-	_mm512_storeu_si512(dst, _mm512_permutex2var_epi64(a, order, b));
-	_mm512_storeu_si512(dst + 64, _mm512_permutex2var_epi64(a, order_high, b));
 }
 
 #include "codec/pair-blocks.h"

@@ -5,32 +5,10 @@
  *   struct bases, bases_of()  the classes' first values, in registers
  *   row_values()		 the 64 high bytes of a row, and which are left to be mended
  *   lanes_step()		 the entries of the next block
- *   store_16()		 64 elements of 16 bits from their two planes
+ *   store_16(), store_32()	 64 elements from their planes
  */
 #ifndef CODEC_PAIR_BLOCKS_H
 #define CODEC_PAIR_BLOCKS_H
-
-/* 64 elements of 32 bits: three raw planes below the high byte, rotated right by one bit. */
-static inline void store_32(const uint8_t *high_row, const uint8_t *low_plane, size_t plane_bytes,
-			    uint8_t *dst)
-{
-	for (unsigned i = 0; i < PAIR_ROW; i += 16) {
-		const uint8_t *low = low_plane + i;
-		__m128i p0 = _mm_loadu_si128((const __m128i *)(low + 2 * plane_bytes));
-		__m128i p1 = _mm_loadu_si128((const __m128i *)(low + plane_bytes));
-		__m128i p2 = _mm_loadu_si128((const __m128i *)low);
-		__m128i p3 = _mm_load_si128((const __m128i *)(high_row + i));
-		__m128i a = _mm_unpacklo_epi8(p0, p1), b = _mm_unpackhi_epi8(p0, p1);
-		__m128i c = _mm_unpacklo_epi8(p2, p3), e = _mm_unpackhi_epi8(p2, p3);
-		__m128i out[4] = {_mm_unpacklo_epi16(a, c), _mm_unpackhi_epi16(a, c),
-				  _mm_unpacklo_epi16(b, e), _mm_unpackhi_epi16(b, e)};
-
-		for (unsigned j = 0; j < 4; j++) {
-			out[j] = _mm_or_si128(_mm_srli_epi32(out[j], 1), _mm_slli_epi32(out[j], 31));
-			_mm_storeu_si128((__m128i *)(dst + 4 * i + 16 * j), out[j]);
-		}
-	}
-}
 
 /* One block into dst, which is the page; the constants make a function of each way to do it. */
 static inline __attribute__((always_inline)) void

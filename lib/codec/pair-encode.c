@@ -13,6 +13,7 @@
 #include "codec/bytes.h"
 #include "codec/codec.h"
 #include "codec/planes.h"
+#include "codec/rows.h"
 #include "dcmem/container.h"
 
 #define N_PAIRS	      1024U
@@ -723,43 +724,19 @@ static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_byt
 	lanes_of(e, n_pairs, ret_bytes);
 }
 
-/* The raw bits of symbols, 64 a row, in parts of 4, 2 and 1 bits: pair.c reads them so. */
 static void write_offsets(struct writer *w, const struct classes *classes, const uint8_t *bytes,
 			  size_t n)
 {
-	const uint64_t ones = 0x0101010101010101ULL, high = 0x80 * ones;
-	uint64_t mask = ones * ((1U << classes->offset_bits) - 1), shift = ones * classes->shift;
-
 	for (size_t i = 0; i < n; i += PAIR_ROW) {
-		uint64_t part4[4] = {0}, part2[2] = {0}, part1 = 0;
-		uint8_t row[8 * 7], *out = row;
+		uint8_t row[8 * 7];
 
-		for (unsigned j = 0; j < PAIR_ROW / 8; j++) {
-			uint64_t v = bytes_load64(bytes + i + 8 * (size_t)j);
-
-			/* Eight subtractions that do not borrow from each other. */
-			v = (((v | high) - (shift & ~high)) ^ ((v ^ ~shift) & high)) & mask;
-			if (classes->offset_bits & 4) {
-				part4[j & 3] |= (v & 0x0f * ones) << (4 * (j >> 2));
-				v = v >> 4 & 0x0f * ones;
-			}
-			if (classes->offset_bits & 2) {
-				part2[j & 1] |= (v & 0x03 * ones) << (2 * (j >> 1));
-				v = v >> 2 & 0x3f * ones;
-			}
-			part1 |= (v & ones) << j;
-		}
-		for (unsigned j = 0; classes->offset_bits & 4 && j < 4; j++, out += 8)
-			bytes_store64(out, part4[j]);
-		for (unsigned j = 0; classes->offset_bits & 2 && j < 2; j++, out += 8)
-			bytes_store64(out, part2[j]);
-		bytes_store64(out, part1);
+		row_pack(bytes + i, (uint8_t)classes->shift, classes->offset_bits, row);
 		writer_bytes(w, row, (size_t)8 * classes->offset_bits);
 	}
 }
 
 /*
- * The same of a page with a spike: the bits of the other symbols, one after the other. Returns
+ * Of a page with a spike the offsets of the other symbols, one after the other. Returns
  * their bytes, at most the page's and eight.
  */
 static inline __attribute__((always_inline)) size_t

@@ -12,6 +12,7 @@
 #include "codec/bytes.h"
 #include "codec/codec.h"
 #include "codec/pair-lanes.h"
+#include "codec/rows.h"
 
 #define HEAD_BYTES  10U
 #define SPIKE_BYTES 5U /* the value, and how many symbols have it */
@@ -369,37 +370,6 @@ static int read_head(struct pair_decoder *d, unsigned element_bytes, const uint8
 	return unpack_escapes(d, src + escapes, *ret_tail - escapes, h.n_digits, common);
 }
 
-static inline uint64_t swar_add(uint64_t a, uint64_t b)
-{
-	const uint64_t low = 0x7f7f7f7f7f7f7f7fULL;
-
-	return ((a & low) + (b & low)) ^ ((a ^ b) & ~low);
-}
-
-/* Eight values' raw bits: word `w` (0..7) of a row. Parts of 4, 2 and 1 bits, see docs/codecs.md. */
-static inline uint64_t offsets_word(const uint8_t *row, unsigned offset_bits, unsigned w)
-{
-	uint64_t word = 0;
-	unsigned at = 0;
-
-	if (offset_bits & 4) {
-		word = bytes_load64(row + 8 * (w & 3)) >> (4 * (w >> 2)) & 0x0f0f0f0f0f0f0f0fULL;
-		at = 4;
-		row += 32;
-	}
-	if (offset_bits & 2) {
-		word |= (bytes_load64(row + 8 * (w & 1)) >> (2 * (w >> 1)) & 0x0303030303030303ULL)
-			<< at;
-		at += 2;
-		row += 16;
-	}
-	if (offset_bits & 1)
-		word |= (bytes_load64(row) >> w & 0x0101010101010101ULL) << at;
-	return word;
-}
-
-#define EIGHT_TIMES(byte) (0x0101010101010101ULL * (byte))
-
 /* The classes of four pairs, in order. */
 static inline uint64_t classes_word(const uint16_t *entries)
 {
@@ -460,7 +430,7 @@ row_values(struct pair_decoder *d, const uint16_t *entries, const uint8_t *offse
 				word |= (uint64_t)d->values[entries[i] >> 6] << (16 * i);
 		}
 		if (offset_bits)
-			word = swar_add(word, offsets_word(offsets, offset_bits, w));
+			word = swar_add(word, row_word(offsets, offset_bits, w));
 		bytes_store64(high + 8 * w, word);
 	}
 	/* Listed, since a branch would be guessed wrong. */
@@ -493,28 +463,6 @@ static void block_spiked(struct pair_decoder *d, uint16_t *entries, uint8_t *hig
 		}
 	}
 	d->next_offset_bit = at;
-}
-
-/* An element is its planes, high byte first, rotated right by one bit. */
-static inline void block_merge(const uint8_t *high, const uint8_t *low, size_t plane_bytes,
-			       unsigned element_bytes, uint8_t *dst)
-{
-	for (unsigned i = 0; i < PAIR_BLOCK; i++) {
-		if (element_bytes == 2) {
-			uint32_t v = (uint32_t)(high[i] << 8 | low[i]);
-
-			v = v >> 1 | v << 15;
-			dst[2 * i] = (uint8_t)v;
-			dst[2 * i + 1] = (uint8_t)(v >> 8);
-		} else {
-			uint32_t v = (uint32_t)high[i] << 24 | (uint32_t)low[i] << 16 |
-				     (uint32_t)low[plane_bytes + i] << 8 | low[2 * plane_bytes + i];
-
-			v = v >> 1 | v << 31;
-			for (unsigned b = 0; b < 4; b++)
-				dst[4 * i + b] = (uint8_t)(v >> 8 * b);
-		}
-	}
 }
 
 static void values_fill(struct pair_decoder *d)
@@ -589,8 +537,8 @@ void pair_blocks_portable(struct pair_decoder *d, unsigned element_bytes, uint8_
 		} else {
 			block_high(d, entries, offsets, high);
 			patch_listed(d);
-			block_merge(high, d->low + at, plane_bytes, element_bytes,
-				    dst + at * element_bytes);
+			row_merge(high, d->low + at, PAIR_BLOCK, plane_bytes, element_bytes,
+				  dst + at * element_bytes);
 		}
 	}
 	patch_listed(d);

@@ -168,13 +168,14 @@ static void *reader_run(void *data)
 
 /* --- the encoders --- */
 
-static int encode_slot(struct slot *slot, struct codec_context *codec, uint8_t *scratch)
+static int encode_slot(struct slot *slot, int level, struct codec_context *codec,
+		       uint8_t *scratch)
 {
 	size_t n = slot->decoded_bytes;
 	int r = CODEC_E_INCOMPRESSIBLE;
 
 	if (slot->codec != CODEC_RAW)
-		r = codec_encode(codec, slot->codec, 1, slot->decoded, slot->decoded_bytes,
+		r = codec_encode(codec, slot->codec, level, slot->decoded, slot->decoded_bytes,
 				 slot->stored, slot->decoded_bytes - 1, &n);
 	if (r < 0)
 		return message_set(r, "cannot encode a page: %s", strerror(-r));
@@ -218,7 +219,7 @@ static void *encoder_run(void *data)
 	if (!codec || !scratch)
 		pipeline_fail(pipeline, message_set(-ENOMEM, "not enough memory to pack"));
 	while ((slot = slot_to_encode(pipeline))) {
-		int r = encode_slot(slot, codec, scratch);
+		int r = encode_slot(slot, plan_level(pipeline->plan), codec, scratch);
 
 		if (r)
 			pipeline_fail(pipeline, r);
@@ -412,9 +413,29 @@ static int run_threads(struct pipeline *pipeline, struct writer *writer, unsigne
 	return pipeline->failed ? message_set(pipeline->result, "%s", pipeline->message) : 0;
 }
 
+const char *pack_codec_name(unsigned codec)
+{
+	static const char *const names[PACK_N_CODECS] = {
+		[PACK_CODEC_AUTO] = "auto", [PACK_CODEC_RAW] = "raw", [PACK_CODEC_ZSTD] = "zstd",
+		[PACK_CODEC_PAIR] = "pair", [PACK_CODEC_PACK] = "pack",
+	};
+
+	return codec < PACK_N_CODECS ? names[codec] : NULL;
+}
+
+const char *pack_effort_name(unsigned effort)
+{
+	static const char *const names[PACK_N_EFFORTS] = {
+		[PACK_EFFORT_NORMAL] = "normal",
+		[PACK_EFFORT_FAST] = "fast",
+		[PACK_EFFORT_DENSE] = "dense",
+	};
+
+	return effort < PACK_N_EFFORTS ? names[effort] : NULL;
+}
+
 static int run(struct plan *plan, struct writer *writer)
 {
-	static const char *const codecs[] = { "auto", "raw", "zstd", "pair" };
 	unsigned n_jobs = (unsigned)min_u64(max_u64(plan->options->n_jobs, 1), MAX_JOBS);
 	struct pipeline pipeline = { .plan = plan };
 	char text[64];
@@ -433,7 +454,8 @@ static int run(struct plan *plan, struct writer *writer)
 		r = write_companions(plan, writer);
 	if (!r)
 		r = write_files(&pipeline, writer);
-	snprintf(text, sizeof(text), "codec=%s page=%u", codecs[plan->options->codec],
+	snprintf(text, sizeof(text), "codec=%s effort=%s page=%u",
+		 pack_codec_name(plan->options->codec), pack_effort_name(plan->options->effort),
 		 PACK_PAGE_BYTES);
 	if (!r)
 		r = check_cancel(plan->options);

@@ -327,33 +327,60 @@ static int find_twins(struct plan *plan)
 
 /* --- codecs --- */
 
-static unsigned candidates(const struct plan *plan, uint32_t dtype, uint8_t ret_ids[4])
+static unsigned candidates(const struct plan *plan, uint32_t dtype, uint8_t ret_ids[CODEC_MAX_CANDIDATES])
 {
+	unsigned size = dtype == DCMEM_BF16 || dtype == DCMEM_F16 ? 1 : dtype == DCMEM_F32 ? 2 : 0;
+	unsigned n = 0;
+
 	switch (plan->options->codec) {
 	case PACK_CODEC_RAW:
-		ret_ids[0] = CODEC_RAW;
-		return 1;
-	case PACK_CODEC_ZSTD:
-		ret_ids[0] = CODEC_ZSTD;
-		ret_ids[1] = CODEC_RAW;
-		return 2;
-	case PACK_CODEC_PAIR:
-		ret_ids[0] = dtype == DCMEM_BF16 || dtype == DCMEM_F16 ? CODEC_PAIR_16 :
-			     dtype == DCMEM_F32			       ? CODEC_PAIR_32 :
-									 CODEC_PAIR_8;
-		ret_ids[1] = CODEC_RAW;
-		return 2;
-	case PACK_CODEC_AUTO:
 		break;
+	case PACK_CODEC_ZSTD:
+		ret_ids[n++] = CODEC_ZSTD;
+		break;
+	case PACK_CODEC_PAIR:
+		ret_ids[n++] = (uint8_t)(CODEC_PAIR_8 + size);
+		break;
+	case PACK_CODEC_PACK:
+		ret_ids[n++] = (uint8_t)(CODEC_PACK_8 + size);
+		break;
+	default:
+		return codec_candidates(dtype, ret_ids);
 	}
-	return codec_candidates(dtype, ret_ids);
+	ret_ids[n++] = CODEC_RAW;
+	return n;
+}
+
+int plan_level(const struct plan *plan)
+{
+	return plan->options->effort == PACK_EFFORT_DENSE ? 2 : 1;
+}
+
+/* The fastest to decode stand first, raw last. */
+static uint8_t choose(enum pack_effort effort, const uint8_t *ids, const uint64_t *sums,
+		      unsigned n_ids, uint64_t total)
+{
+	uint64_t worth = total - div_up(total, LEAST_SAVING), best = worth + 1, enough;
+
+	for (unsigned k = 0; k < n_ids; k++)
+		best = min_u64(best, sums[k]);
+	enough = effort == PACK_EFFORT_FAST   ? worth :
+		 effort == PACK_EFFORT_DENSE ? best :
+					       best + best / CLOSE_ENOUGH;
+	if (best > worth)
+		return CODEC_RAW;
+	for (unsigned k = 0; k < n_ids; k++) {
+		if (sums[k] <= enough)
+			return ids[k];
+	}
+	return CODEC_RAW;
 }
 
 static int choose_codec(struct plan *plan, struct plan_tensor *tensor,
 			struct worker_memory *memory)
 {
-	uint64_t n_samples = min_u64(N_SAMPLES, tensor->n_pages), sums[4] = { 0 }, total = 0, best;
-	uint8_t ids[4];
+	uint64_t n_samples = min_u64(N_SAMPLES, tensor->n_pages), sums[CODEC_MAX_CANDIDATES] = { 0 }, total = 0;
+	uint8_t ids[CODEC_MAX_CANDIDATES];
 	unsigned n_ids = candidates(plan, tensor->tensor->dtype, ids);
 
 	tensor->codec = CODEC_RAW;
@@ -372,21 +399,15 @@ static int choose_codec(struct plan *plan, struct plan_tensor *tensor,
 			size_t n = n_bytes;
 
 			if (ids[k] != CODEC_RAW)
-				r = codec_encode(memory->codec, ids[k], 1, memory->page, n_bytes,
-						 memory->other, n_bytes - 1, &n);
+				r = codec_encode(memory->codec, ids[k], plan_level(plan), memory->page,
+						 n_bytes, memory->other, n_bytes - 1, &n);
 			if (r < 0)
 				return message_set(r, "cannot encode: %s", strerror(-r));
 			sums[k] += r ? n_bytes : n;
 			r = 0;
 		}
 	}
-	best = total - div_up(total, LEAST_SAVING) + 1;
-	for (unsigned k = 0; k < n_ids; k++)
-		best = min_u64(best, sums[k]);
-	/* The fastest to decode stand first: the first that is close enough to the smallest. */
-	for (unsigned k = n_ids; k-- > 0;)
-		if (sums[k] <= best + best / CLOSE_ENOUGH)
-			tensor->codec = ids[k];
+	tensor->codec = choose(plan->options->effort, ids, sums, n_ids, total);
 	return 0;
 }
 

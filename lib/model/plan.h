@@ -42,6 +42,8 @@ void plan_deinit(struct plan *plan);
 
 /* The tensor of this name; false if there is none. */
 bool plan_find(const struct plan *plan, const char *name, uint64_t *ret_id);
+/* What codec_encode() calls the effort. */
+int plan_level(const struct plan *plan);
 /* Decoded bytes of a page, and reading it. */
 uint32_t plan_page_bytes(const struct plan_tensor *tensor, uint64_t page);
 int plan_read_page(const struct plan *plan, const struct plan_tensor *tensor, uint64_t page,

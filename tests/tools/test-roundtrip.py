@@ -53,9 +53,14 @@ def every_dtype(work):
     listing = roundtrip(work, source)
     got = {t["name"]: (t["dtype"], t["shape"], t["n_bytes"]) for t in listing["tensors"]}
     assert got == {n: (d, s, len(b)) for n, d, s, b in tensors}
-    for codec in ("raw", "zstd", "pair"):
+    for codec in ("raw", "zstd", "pair", "pack"):
         listing = roundtrip(work, source + "/model.safetensors", "--codec", codec)
         assert {t["codec"].rstrip("12368") for t in listing["tensors"]} <= {"raw", codec, "shared"}
+    stored = {}
+    for effort in ("fast", "normal", "dense"):
+        listing = roundtrip(work, source + "/model.safetensors", "--effort", effort)
+        stored[effort] = sum(t["stored_bytes"] for t in listing["tensors"])
+    assert stored["dense"] <= stored["normal"] <= stored["fast"], stored
 
 
 def shards_and_files(work):

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""A container of pair pages, read by a program made from docs/container.md and docs/codecs.md alone.
+"""Containers of each codec of our own, read by a program made from docs/container.md and
+docs/codecs.md alone.
 
-usage: test-pair-format.py DCMEM
+usage: test-format.py DCMEM
 """
 import os
 import pathlib
@@ -11,10 +12,11 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-from reference import pair  # noqa: E402
+from reference import pack, pair  # noqa: E402
 from tools import synthetic  # noqa: E402
 
-ELEMENT = {5: 1, 6: 2, 7: 4}
+ELEMENT = {5: 1, 6: 2, 7: 4, 8: 1, 9: 2, 10: 4}
+CODECS = {'pair': (pair, (5, 6, 7)), 'pack': (pack, (8, 9, 10))}
 DTYPES = {2: 1, 3: 1, 8: 2, 10: 4}
 
 
@@ -44,17 +46,16 @@ def tables(data):
     return [(index + offset, count) for offset, count in entries]
 
 
-def main():
-    tool = sys.argv[1]
-    rng = synthetic.rng()
-    wanted = sources(rng)
+def check(tool, codec, wanted):
+    """Every tensor decodes to what it was, and has pages of the codec."""
+    module, ids = CODECS[codec]
     seen = set()
     with tempfile.TemporaryDirectory() as work:
         synthetic.write(work + '/m.safetensors',
                         [(name, dtype, [len(data) // {'I8': 1, 'BF16': 2, 'F32': 4}[dtype]], data)
                          for name, (dtype, data) in wanted.items()])
         out = work + '/m.dcmem'
-        done = synthetic.run(tool, 'pack', work + '/m.safetensors', '-o', out, '--codec', 'pair')
+        done = synthetic.run(tool, 'pack', work + '/m.safetensors', '-o', out, '--codec', codec)
         assert done.returncode == 0, done.stderr
         data = pathlib.Path(out).read_bytes()
     table = tables(data)
@@ -68,17 +69,23 @@ def main():
         base, = struct.unpack_from('<Q', data, table[7][0] + 16 * segment)
         decoded = b''
         for page in range(n_pages):
-            offset, stored, codec = struct.unpack_from('<QIB', data, table[4][0] + 32 * (record + page))
+            offset, stored, id_ = struct.unpack_from('<QIB', data, table[4][0] + 32 * (record + page))
             size = min(page_bytes, n_bytes - page * page_bytes)
             body = data[base + offset:base + offset + stored]
-            if codec:
-                assert ELEMENT[codec] == DTYPES[dtype], (name, codec)
+            if id_:
+                assert id_ in ids and ELEMENT[id_] == DTYPES[dtype], (name, id_)
                 seen.add(name)
-                body = pair.decode(body, size, ELEMENT[codec])
+                body = module.decode(body, size, ELEMENT[id_])
             decoded += body
         assert decoded == wanted[name][1], name
-        print(f'{name}: {n_bytes} bytes, as they were')
+        print(f'{codec}, {name}: {n_bytes} bytes, as they were')
     assert seen == set(wanted), set(wanted) - seen
+
+
+def main():
+    wanted = sources(synthetic.rng())
+    for codec in CODECS:
+        check(sys.argv[1], codec, wanted)
 
 
 if __name__ == '__main__':
