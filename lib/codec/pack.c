@@ -16,7 +16,7 @@
 #define GROUP_ROWS 4U
 #define GROUP	   (GROUP_ROWS * ROW_SYMBOLS)
 
-/* For each set of eight: its members in order, a byte each, and how many in the topmost four bits. */
+/* For each set of eight: its members in order, a byte each; how many in the topmost four bits. */
 struct places {
 	uint64_t of_set[256];
 };
@@ -75,9 +75,10 @@ rows_of_width(struct pack_decoder *d, unsigned width, unsigned element_bytes, ui
 		unsigned n_escaped = 0;
 
 		for (unsigned row = 0; row < n_rows; row++)
-			n_escaped = row_values(d, &places, d->rows + (at / 8 + 8 * (size_t)row) * width,
-					       width, row * ROW_SYMBOLS, values + row * ROW_SYMBOLS,
-					       place, n_escaped);
+			n_escaped = row_values(d, &places,
+					       d->rows + (at / 8 + 8 * (size_t)row) * width, width,
+					       row * ROW_SYMBOLS, values + row * ROW_SYMBOLS, place,
+					       n_escaped);
 		for (unsigned i = 0; i < n_escaped; i++)
 			values[place[i]] = next[i];
 		d->next_escape += n_escaped;

@@ -327,7 +327,8 @@ static int find_twins(struct plan *plan)
 
 /* --- codecs --- */
 
-static unsigned candidates(const struct plan *plan, uint32_t dtype, uint8_t ret_ids[CODEC_MAX_CANDIDATES])
+static unsigned candidates(const struct plan *plan, uint32_t dtype,
+			   uint8_t ret_ids[CODEC_MAX_CANDIDATES])
 {
 	unsigned size = dtype == DCMEM_BF16 || dtype == DCMEM_F16 ? 1 : dtype == DCMEM_F32 ? 2 : 0;
 	unsigned n = 0;
@@ -379,7 +380,8 @@ static uint8_t choose(enum pack_effort effort, const uint8_t *ids, const uint64_
 static int choose_codec(struct plan *plan, struct plan_tensor *tensor,
 			struct worker_memory *memory)
 {
-	uint64_t n_samples = min_u64(N_SAMPLES, tensor->n_pages), sums[CODEC_MAX_CANDIDATES] = { 0 }, total = 0;
+	uint64_t n_samples = min_u64(N_SAMPLES, tensor->n_pages), total = 0;
+	uint64_t sums[CODEC_MAX_CANDIDATES] = { 0 };
 	uint8_t ids[CODEC_MAX_CANDIDATES];
 	unsigned n_ids = candidates(plan, tensor->tensor->dtype, ids);
 
