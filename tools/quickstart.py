@@ -305,8 +305,9 @@ def print_worse(totals, speeds, n_tokens, stats, n_raw, n_packed):
         decoded = stats["decoded_total_bytes"] / max(1, stats["models"][0]["decoded_model_bytes"])
         why = (f"the weights were decoded {decoded:.1f} times over, which costs processor time."
                if decoded > 1.5 else
-               f"every weight was decoded once, but a reader asks the daemon for each one again: "
-               f"{stats['packets'] / n_generated:.0f} messages a token. `lm --hold` asks once.")
+               f"every weight was decoded once; readers take windows up and give them back, "
+               f"{stats['packets'] / n_generated:.1f} messages to the daemon a token. `lm --hold` "
+               "keeps them.")
         say(f"It gives {ratio:.2f} of the tokens per second of a shared mmap: {why}")
     better = []
     if dcmem < copy:
