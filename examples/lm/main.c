@@ -23,6 +23,13 @@ static const char help[] =
 	"  lm perplexity --model M --ids FILE.u16   how well a model predicts a text\n"
 	"      --windows N       windows of the file, from its start (40)\n"
 	"      --length N        tokens a window (512)\n"
+	"  lm calibrate --model M --ids FILE.u16 -o STATS.safetensors\n"
+	"                                           what the inputs of linear layers are like\n"
+	"      -o FILE           for each layer and input channel: max |x| as NAME, the mean\n"
+	"                        of x^2 as NAME.mean_square, in float32\n"
+	"      --covariance      the mean of x x^T too, as NAME.covariance\n"
+	"      --windows N       windows, evenly spread over the file (40)\n"
+	"      --length N        tokens a window (512)\n"
 	"  lm bench --model M                       speed, beside the machine's own limits\n"
 	"      --batch B         sequences at once, up to 64 (1)\n"
 	"      --tokens N        steps (64)\n"
@@ -45,12 +52,13 @@ static const struct {
 } verbs[] = {
 	{"generate", verb_generate},
 	{"perplexity", verb_perplexity},
+	{"calibrate", verb_calibrate},
 	{"bench", verb_bench},
 };
 
 enum { OPT_MODEL = 256, OPT_SOURCE, OPT_PROMPT, OPT_IDS, OPT_STATS, OPT_JSON, OPT_TOKENS,
        OPT_WINDOWS, OPT_LENGTH, OPT_THREADS, OPT_BATCH, OPT_SEED, OPT_TEMPERATURE, OPT_HOLD,
-       OPT_HELP };
+       OPT_COVARIANCE, OPT_HELP };
 
 static const struct option long_options[] = {
 	{"model", required_argument, NULL, OPT_MODEL},
@@ -67,6 +75,8 @@ static const struct option long_options[] = {
 	{"seed", required_argument, NULL, OPT_SEED},
 	{"temperature", required_argument, NULL, OPT_TEMPERATURE},
 	{"hold", no_argument, NULL, OPT_HOLD},
+	{"output", required_argument, NULL, 'o'},
+	{"covariance", no_argument, NULL, OPT_COVARIANCE},
 	{"help", no_argument, NULL, OPT_HELP},
 	{NULL, 0, NULL, 0},
 };
@@ -153,6 +163,12 @@ static int take_option(int option, struct options *options)
 	case OPT_HOLD:
 		options->hold = true;
 		return 0;
+	case OPT_COVARIANCE:
+		options->covariance = true;
+		return 0;
+	case 'o':
+		options->output = optarg;
+		return 0;
 	case OPT_HELP:
 		(void)fputs(help, stdout);
 		return -1;
@@ -168,7 +184,7 @@ int main(int argc, char **argv)
 				  .batch = 1};
 	int option, r;
 
-	while ((option = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
+	while ((option = getopt_long(argc, argv, "ho:", long_options, NULL)) != -1) {
 		r = take_option(option == 'h' ? OPT_HELP : option, &options);
 		if (r != 0)
 			return r < 0 ? 0 : r;

@@ -209,6 +209,11 @@ int matrix_apply(struct engine *engine, struct matrix *matrix, const float *x, s
 	if (n == 0 || n > MATRIX_MAX_BATCH)
 		return error_set(-EINVAL, "a batch of %zu; 1 to %d are possible", n,
 				 MATRIX_MAX_BATCH);
+	if (engine->observer) {
+		r = engine->observer->observe(engine->observer, matrix, x, n);
+		if (r != 0)
+			return r;
+	}
 	if (dots) {
 		r = arrange(engine, weight, x, n, &product.x);
 		if (r != 0)

@@ -9,6 +9,14 @@
 
 #define MATRIX_MAX_BATCH 64
 
+struct matrix;
+
+/* Sees what a matrix is about to be multiplied with: x [n][columns]. 0 or a negative errno. */
+struct observer {
+	int (*observe)(struct observer *observer, const struct matrix *matrix, const float *x,
+		       size_t n);
+};
+
 /* What a product runs on. */
 struct engine {
 	struct weights *weights;
@@ -19,6 +27,7 @@ struct engine {
 	size_t n_packed;
 	uint64_t n_weight_bytes; /* read by products so far */
 	double wait_seconds;	 /* spent acquiring views */
+	struct observer *observer; /* NULL: none */
 };
 
 struct matrix {
@@ -27,6 +36,7 @@ struct matrix {
 	float *scales; /* of quantized weights: one, or one a row */
 	uint64_t n_scales;
 	float *bias; /* NULL: none */
+	bool shares_input; /* multiplies what the matrix applied before it multiplied */
 	uint64_t block_rows; /* rows acquired at once */
 	uint64_t n_blocks;
 	struct weight_view *views; /* those kept */

@@ -26,7 +26,7 @@ static void loss_job(void *data, size_t i)
 					 losses->targets[i]);
 }
 
-static int read_ids(const char *path, size_t n, uint32_t n_vocab, uint16_t **ret_ids)
+int ids_read(const char *path, size_t n, uint32_t n_vocab, uint16_t **ret_ids)
 {
 	FILE *file = fopen(path, "rbe");
 	uint16_t *ids;
@@ -119,7 +119,7 @@ int verb_perplexity(const struct options *options)
 	r = session_open(options, &session);
 	if (r != 0)
 		return r;
-	r = read_ids(options->ids, (size_t)options->windows * options->length + 1,
+	r = ids_read(options->ids, (size_t)options->windows * options->length + 1,
 		     session.config.n_vocab, &ids);
 	if (r == 0)
 		r = transformer_new(&session.engine, &session.config, 1, options->length,

@@ -84,6 +84,7 @@ static int layer_open(struct transformer *t, const char *prefix, struct layer *l
 	    (r = open_at(t, prefix, opt ? "fc2" : "mlp.down_proj", hidden, inner, opt,
 			 &layer->down)))
 		return r;
+	layer->k.shares_input = layer->v.shares_input = layer->gate.shares_input = true;
 	if (__builtin_mul_overflow((size_t)t->n_sequences * t->n_positions, t->n_kv, &cache))
 		return error_set(-ENOMEM, "the key-value cache does not fit memory");
 	layer->keys = array_new(cache, sizeof(float));

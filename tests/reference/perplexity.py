@@ -40,7 +40,7 @@ def read_model(directory):
         tensors.update(read_safetensors(path))
     for name in [n for n in tensors if n.endswith('.weight_scale')]:
         weight = name[:-len('_scale')]
-        tensors[weight] = tensors[weight] * tensors[name].reshape(-1, 1)
+        tensors[weight] = tensors[weight] * tensors[name].reshape(-1, 1)  # [rows, 1], [1] or []
     return tensors
 
 
@@ -65,43 +65,52 @@ def rope(x, theta):
 def attend(q, k, v):
     """[positions, heads, head_dim] each, causal; returns [positions, heads * head_dim]."""
     n = q.shape[0]
-    scores = np.einsum('phd,qhd->hpq', q, k) / np.float32(np.sqrt(q.shape[-1]))
-    scores[:, np.triu(np.ones((n, n), bool), 1)] = -np.inf
+    scores = q.transpose(1, 0, 2) @ k.transpose(1, 2, 0) / np.float32(np.sqrt(q.shape[-1]))
+    scores += np.triu(np.full((n, n), -np.inf, np.float32), 1)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
     scores /= scores.sum(-1, keepdims=True)
-    return np.einsum('hpq,qhd->phd', scores, v).reshape(n, -1)
+    return (scores @ v.transpose(1, 0, 2)).transpose(1, 0, 2).reshape(n, -1)
 
 
-def llama(config, t, ids):
+def linear_of(t, observe):
+    """linear(name, h): h through the layer `name`, after observe(name, h) where there is one."""
+    def linear(name, h):
+        if observe:
+            observe(name, h)
+        out = h @ t[name + '.weight'].T
+        return out + t[name + '.bias'] if name + '.bias' in t else out
+    return linear
+
+
+def llama(config, t, ids, observe=None):
     heads, kv_heads = config['num_attention_heads'], config.get('num_key_value_heads')
     kv_heads = kv_heads or heads
     width = config.get('head_dim') or config['hidden_size'] // heads
     theta = (config.get('rope_parameters') or config).get('rope_theta', 10000.0)
     eps, n = config['rms_norm_eps'], len(ids)
+    linear = linear_of(t, observe)
     x = t['model.embed_tokens.weight'][ids]
     for i in range(config['num_hidden_layers']):
         p = f'model.layers.{i}.'
         h = rms_norm(x, t[p + 'input_layernorm.weight'], eps)
-        q = rope((h @ t[p + 'self_attn.q_proj.weight'].T).reshape(n, heads, width), theta)
-        k = rope((h @ t[p + 'self_attn.k_proj.weight'].T).reshape(n, kv_heads, width), theta)
-        v = (h @ t[p + 'self_attn.v_proj.weight'].T).reshape(n, kv_heads, width)
+        q = rope(linear(p + 'self_attn.q_proj', h).reshape(n, heads, width), theta)
+        k = rope(linear(p + 'self_attn.k_proj', h).reshape(n, kv_heads, width), theta)
+        v = linear(p + 'self_attn.v_proj', h).reshape(n, kv_heads, width)
         k, v = (np.repeat(a, heads // kv_heads, 1) for a in (k, v))
-        x = x + attend(q, k, v) @ t[p + 'self_attn.o_proj.weight'].T
+        x = x + linear(p + 'self_attn.o_proj', attend(q, k, v))
         h = rms_norm(x, t[p + 'post_attention_layernorm.weight'], eps)
-        gate = h @ t[p + 'mlp.gate_proj.weight'].T
-        up = h @ t[p + 'mlp.up_proj.weight'].T
-        x = x + (gate / (1 + np.exp(-gate)) * up) @ t[p + 'mlp.down_proj.weight'].T
+        gate = linear(p + 'mlp.gate_proj', h)
+        up = linear(p + 'mlp.up_proj', h)
+        x = x + linear(p + 'mlp.down_proj', gate / (1 + np.exp(-gate)) * up)
     return rms_norm(x, t['model.norm.weight'], eps)
 
 
-def opt(config, t, ids):
+def opt(config, t, ids, observe=None):
     assert config.get('do_layer_norm_before', True)
     heads, n = config['num_attention_heads'], len(ids)
+    linear = linear_of(t, observe)
     p = 'model.decoder.'
     x = t[p + 'embed_tokens.weight'][ids] + t[p + 'embed_positions.weight'][2:2 + n]
-
-    def linear(name, h):
-        return h @ t[name + '.weight'].T + t[name + '.bias']
 
     def norm(name, h):
         return layer_norm(h, t[name + '.weight'], t[name + '.bias'])
@@ -116,21 +125,36 @@ def opt(config, t, ids):
     return norm('model.decoder.final_layer_norm', x)
 
 
+class Model:
+    """A directory, read; hidden() and logits() of ids, observe(name, input) before each layer."""
+
+    def __init__(self, directory):
+        self.config = json.loads(pathlib.Path(directory, 'config.json').read_text())
+        self.tensors = read_model(directory)
+        self.is_llama = self.config['architectures'] == ['LlamaForCausalLM']
+        embedding = self.tensors['model.embed_tokens.weight' if self.is_llama else
+                                 'model.decoder.embed_tokens.weight']
+        self.output = self.tensors.get('lm_head.weight', embedding)
+
+    def hidden(self, ids, observe=None):
+        return (llama if self.is_llama else opt)(self.config, self.tensors, ids, observe)
+
+    def logits(self, ids, observe=None):
+        hidden = self.hidden(ids, observe)
+        if observe:
+            observe('lm_head', hidden)
+        return hidden @ self.output.T
+
+
 def main():
     directory, ids_path = sys.argv[1:3]
     windows, length = (int(a) for a in (sys.argv[3:] + ['40', '512'][len(sys.argv) - 3:])[:2])
-    config = json.loads(pathlib.Path(directory, 'config.json').read_text())
-    tensors = read_model(directory)
+    model = Model(directory)
     ids = np.fromfile(ids_path, '<u2').astype(np.int64)
-    is_llama = config['architectures'] == ['LlamaForCausalLM']
-    embedding = tensors['model.embed_tokens.weight' if is_llama else
-                        'model.decoder.embed_tokens.weight']
-    output = tensors.get('lm_head.weight', embedding)
     losses = []
     for i in range(windows):
         window = ids[i * length:(i + 1) * length + 1]
-        hidden = (llama if is_llama else opt)(config, tensors, window[:-1])
-        logits = (hidden @ output.T).astype(np.float64)
+        logits = model.logits(window[:-1]).astype(np.float64)
         logits -= logits.max(-1, keepdims=True)
         logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         losses.append(-logs[np.arange(length), window[1:]].mean())
