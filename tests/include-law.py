@@ -22,7 +22,7 @@ GUARDED = {
     "emmintrin.h": ["bench/bench-coder"],
     "immintrin.h": ["lib/codec/", "examples/lm/"],
     "cpuid.h": ["lib/codec/", "examples/lm/"],
-    "jansson.h": ["lib/model/safetensors", "lib/model/source", "lib/model/pack",
+    "jansson.h": ["lib/quant/json-file", "lib/quant/export", "lib/model/safetensors", "lib/model/source", "lib/model/pack",
                   "daemon/config", "daemon/stats", "daemon/admin", "tools/dcmem/",
                   "examples/lm/"],
     "liburing.h": ["daemon/loop"],
@@ -41,11 +41,12 @@ ROOMS = {
     "lib/model/": ["include/dcmem/", "lib/base/", "lib/codec/"],
     "lib/proto/": ["include/dcmem/", "lib/base/"],
     "lib/planner/": ["lib/base/"],
+    "lib/quant/": ["include/dcmem/", "lib/base/", "lib/codec/codec.h", "lib/model/"],
     "daemon/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "client/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "bench/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/model/"],
     "tools/dcmem/": ["include/dcmem/dcmem.h", "include/dcmem/container.h", "lib/base/",
-                     "lib/model/", "lib/planner/", "bench/"],
+                     "lib/model/", "lib/planner/", "lib/quant/", "bench/"],
     "examples/": ["include/dcmem/dcmem.h"],
 }
 # The reading half of lib/model is linked without the half that makes containers.

@@ -270,6 +270,8 @@ static int write_tensor(struct pipeline *pipeline, struct writer *writer,
 		.page_bytes = tensor->page_bytes,
 		.file = tensor->file,
 		.file_offset = tensor->tensor->offset,
+		.flags = options->is_lossy && options->is_lossy(options->lossy, tensor->name) ?
+				 CONTAINER_TENSOR_QUANTIZED : 0,
 	};
 	int r;
 
@@ -454,9 +456,9 @@ static int run(struct plan *plan, struct writer *writer)
 		r = write_companions(plan, writer);
 	if (!r)
 		r = write_files(&pipeline, writer);
-	snprintf(text, sizeof(text), "codec=%s effort=%s page=%u",
+	snprintf(text, sizeof(text), "codec=%s effort=%s page=%u%s",
 		 pack_codec_name(plan->options->codec), pack_effort_name(plan->options->effort),
-		 PACK_PAGE_BYTES);
+		 PACK_PAGE_BYTES, plan->options->is_lossy ? " quantized" : "");
 	if (!r)
 		r = check_cancel(plan->options);
 	if (!r)
@@ -471,7 +473,7 @@ static int run(struct plan *plan, struct writer *writer)
 }
 
 /* An output inside the source would become part of the next pack, or overwrite what is read. */
-static int check_output(const char *source, const char *path)
+int pack_check_output(const char *source, const char *path)
 {
 	char *directory = memory_strdup(path), *slash, *inside = NULL, *outer = NULL;
 	struct stat a, b;
@@ -511,7 +513,7 @@ int pack(const char *source_path, const char *path, const struct pack_options *o
 	struct plan plan;
 	struct writer *writer = NULL;
 	uint64_t total = 0;
-	int r = check_output(source_path, path);
+	int r = pack_check_output(source_path, path);
 
 	if (!r)
 		r = source_init(&source, source_path);

@@ -39,7 +39,13 @@ struct pack_options {
 	const atomic_bool *cancel; /* not NULL and true: stop with -EINTR */
 	void (*progress)(void *data, uint64_t done_bytes, uint64_t total_bytes);
 	void *data;
+	/* Tensors that are lossy forms of what the user has; NULL: none. */
+	bool (*is_lossy)(const void *lossy, const char *name);
+	const void *lossy;
 };
+
+/* Refuses, with a message, an output that is a directory, the source, or inside it. */
+int pack_check_output(const char *source, const char *path);
 
 /* 0, -errno, or a positive value as DCMEM_E_..., with a message. On failure no file is left. */
 int pack(const char *source, const char *path, const struct pack_options *options);
