@@ -13,17 +13,15 @@ not counted, since they fold into the layers before.
 
   rtnBgG       round to nearest, B bits, groups of G with a scale and a minimum in F16
   q4_0         blocks of 32, 4 bits, a scale in F16
-  gptqBgG      GPTQ (arXiv 2210.17323), damping 0.01, in order; -order: by falling mean square,
-               with the groups' scales fixed before. Inputs of the original model, not of the
-               quantized one
+  gptqBgG      GPTQ (arXiv 2210.17323), damping 0.01, in order; -order: by falling mean square, with
+               the groups' scales fixed before. Inputs of the original model, not of the quantized one
   awqBgG       AWQ (arXiv 2306.00978): 20 exponents of the root mean square of inputs, 20 clips of
                each group, both by the error of the layer's output. q, k, v and gate, up share one
   int8-tensor, int8-channel   symmetric, a scale in F32, entropy-coded
   uniform-K    one step, K times the tensor's rms, entropy-coded; -sA: inputs scaled by max|X|^A
   paper-aA     arXiv 2502.15443: weights scaled by max|X|^A, INT8 per tensor, entropy-coded;
   paper-aA-pP-before, -after  and P % of each row zeroed, those with the least |w| max|X|, chosen
-               before quantization, or among codes after it; -channels: whole input channels, by
-               max|X|
+               before quantization, or among codes after it; -channels: whole input channels, by max|X|
 """
 import argparse
 import json

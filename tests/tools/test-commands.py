@@ -169,6 +169,8 @@ def main():
         for name in ("my-model", "llama"):
             shutil.copytree(os.path.join(source, "examples", "models", "tiny-llama"),
                             os.path.join(directory, name))
+        shutil.copy(os.path.join(source, "tests", "data", "valid-books-4097.u16"),
+                    os.path.join(directory, "text.u16"))
         shell = Shell(directory, build)
         try:
             try_all(source, build, shell)

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The reference programs that judge quantization, against what is known without them.
 
-A model equals itself; two programs agree on a perplexity; INT8 is read with its scale in every
-shape and type; q4_0 against its definition, element by element; GPTQ with an identity for covariance
-is rounding to nearest, and with a true one has less error at the output.
+A model equals itself; two programs agree on a perplexity; INT8 is read with its scale in every shape
+and type; q4_0 against its definition, element by element; GPTQ with an identity for covariance is
+rounding to nearest, and with a true one has less error at the output.
 
 usage: test-quality.py SOURCE_ROOT
 """

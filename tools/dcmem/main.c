@@ -15,6 +15,7 @@ static const struct verb {
 } verbs[] = {
 	{ "pack", verb_pack, "compress a model directory or safetensors file into a container" },
 	{ "unpack", verb_unpack, "restore the files that a container was packed from" },
+	{ "export", verb_export, "write a model as safetensors for other programs" },
 	{ "verify", verb_verify, "check every byte of a container against its hashes" },
 	{ "ls", verb_ls, "list tensors, codecs, ratios and files" },
 	{ "load", verb_load, "load a container into the daemon" },

@@ -15,6 +15,7 @@ enum verb_exit {
 /* argv[0] is the verb. Each returns an exit code. */
 int verb_pack(int argc, char **argv);
 int verb_unpack(int argc, char **argv);
+int verb_export(int argc, char **argv);
 int verb_verify(int argc, char **argv);
 int verb_ls(int argc, char **argv);
 
