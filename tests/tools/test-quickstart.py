@@ -64,6 +64,8 @@ def check_plain(command, build, model, directory):
             not line.startswith("Packing ")]
     assert not long, long
     assert "bit for bit: 56 of 56 tensors" in done.stdout, done.stdout
+    bits = re.search(r"linear layers take ([0-9.]+) bits", done.stdout)
+    assert bits and 3.5 < float(bits.group(1)) < 3.65, done.stdout
     with open(os.path.join(model, "model.safetensors"), "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     assert len(header) - ("__metadata__" in header) == 56
