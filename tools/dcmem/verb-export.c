@@ -29,7 +29,7 @@ static int help(void)
 	       "  --quiet           no line, no progress bar\n\n"
 	       "Example: quantize, then evaluate with whatever is at hand:\n\n"
 	       "  dcmem pack ./my-model -o small.dcmem --quantize\n"
-	       "  dcmem export small.dcmem -o ./my-model-small\n\n"
+	       "  dcmem export small.dcmem -o ./for-others\n\n"
 	       "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the container is damaged.\n");
 	return verb_flush("export");
 }
