@@ -141,8 +141,6 @@ static int count_tensor(struct run *run, const int8_t *codes, const float *scale
 		memcpy(&bits, &scales[i], sizeof(bits));
 		halves[i] = (uint16_t)(bits >> 16);
 	}
-	for (size_t i = 0; i < n_rows * n_cols; i++)
-		tensor->histogram[codes[i] + 128]++;
 	if (n_cols <= page)
 		page -= page % n_cols;
 	r = count_stored(run, CODEC_PAIR_8, (const uint8_t *)codes, n_rows * n_cols, page,
@@ -184,6 +182,8 @@ static int round_linear(struct run *run, const struct tensors_entry *entry, floa
 	tensor->error = result.energy > 0 ? result.error / result.energy : 0;
 	tensor->entropy = result.entropy;
 	tensor->near_zero = result.near_zero;
+	memcpy(tensor->nearest, result.nearest, sizeof(tensor->nearest));
+	memcpy(tensor->chosen, result.chosen, sizeof(tensor->chosen));
 	r = count_tensor(run, codes, scales, n_rows, n_cols, tensor);
 	if (!r)
 		r = output_write(&run->output, entry, 0, n_rows, codes, scales);
@@ -393,12 +393,9 @@ static int run_pass(struct run *run, double step, struct quant_pass *ret_pass)
 
 	run->step = step;
 	run->done = 0;
-	for (size_t i = 0; i < report->n_tensors; i++) {
-		if (report->tensors[i].embedding)
-			continue;
-		report->tensors[i].stored_bytes = 0;
-		memset(report->tensors[i].histogram, 0, sizeof(report->tensors[i].histogram));
-	}
+	for (size_t i = 0; i < report->n_tensors; i++)
+		if (!report->tensors[i].embedding)
+			report->tensors[i].stored_bytes = 0;
 	r = run->text.ids ? pass_with_text(run, &pass) : for_each(run, OUTPUT_LINEAR, round_without_text);
 	if (r)
 		return r;

@@ -40,7 +40,7 @@ struct quant_tensor {
 	double error;	       /* of the outputs, relative to their energy, as the metric sees it */
 	double entropy;	       /* bits a code */
 	double near_zero;      /* share of codes -1, 0, 1 */
-	uint64_t histogram[256];
+	uint64_t nearest[256], chosen[256]; /* codes by how often, as round.h has them; 0 of embeddings */
 };
 
 struct quant_pass {

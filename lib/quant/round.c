@@ -446,10 +446,8 @@ static int choose_steps(struct rounding *rounding, double step)
 	return 0;
 }
 
-static void first_lengths(struct rounding *rounding)
+static void first_lengths(struct rounding *rounding, uint64_t counts[N_CODES])
 {
-	uint64_t counts[N_CODES] = { 0 };
-
 	for (size_t row = 0; row < rounding->n_rows; row++) {
 		const float *w = rounding->w + row * rounding->metric->n;
 		float inverse = 1 / rounding->scales[row];
@@ -496,7 +494,7 @@ int round_matrix(float *w, size_t n_rows, const struct metric *metric,
 	rounding.terms = memory_array(n_rows * 3, sizeof(double));
 	r = rounding.fitted && rounding.terms ? choose_steps(&rounding, options->step) : -ENOMEM;
 	if (!r) {
-		first_lengths(&rounding);
+		first_lengths(&rounding, result.nearest);
 		pthread_mutex_init(&rounding.lock, NULL);
 		parallel_for(options->n_threads, (n_rows + DENSE_ROWS - 1) / DENSE_ROWS, round_rows,
 			     &rounding);
@@ -507,6 +505,7 @@ int round_matrix(float *w, size_t n_rows, const struct metric *metric,
 		settle_scales(&rounding, &result);
 		for (size_t i = 0; i < n_rows * metric->n; i++)
 			w[i] = (float)codes[i] * scales[i / metric->n];
+		memcpy(result.chosen, rounding.counts, sizeof(result.chosen));
 		result.entropy = entropy(rounding.counts);
 		result.near_zero = (double)(rounding.counts[127] + rounding.counts[128] +
 					    rounding.counts[129]) / (double)(n_rows * metric->n);

@@ -41,6 +41,8 @@ struct round_result {
 	double energy;	    /* the same of the weights themselves */
 	double entropy;	    /* bits a code, order 0 */
 	double near_zero;   /* share of codes -1, 0, 1 */
+	/* How often each code - 128 would be the nearest, and was chosen. */
+	uint64_t nearest[256], chosen[256];
 };
 
 /*

@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import xml.etree.ElementTree
 
 import numpy as np
 
@@ -148,7 +149,11 @@ def check_ways(case):
     write(stats, short, body[:4])
     refuse('misshapen statistics', case.dcmem, 'pack', case.model, '-o', case.scratch / 'x',
            '--quantize', '--calibration-stats', stats, says=[names[0], 'calibrate'])
-    finer = case.pack(case.model, 'd.dcmem', '--embeddings', 'int8', '--bits', '5')
+    page = case.scratch / 'page.html'
+    finer = case.pack(case.model, 'd.dcmem', '--report', page, '--embeddings', 'int8', '--bits', '5')
+    tree = xml.etree.ElementTree.parse(page)  # the page is well-formed, and loads nothing
+    assert len(tree.findall('.//svg')) >= 2 and 'mlp.down_proj' in page.read_text()
+    assert not [e for e in tree.iter() if 'src' in e.attrib or 'href' in e.attrib]
     embedding = [t for t in finer['tensors'] if t['embedding']]
     assert len(embedding) == 1 and 6 < embedding[0]['bits_per_weight'] < 7.9
     assert not list(case.scratch.glob('*.quantizing-*'))

@@ -12,4 +12,7 @@ void quant_table_print(const struct quant_report *report, const struct container
 void quant_table_json(const struct quant_report *report, const struct container *container,
 		      struct json_out *out);
 
+/* One page of HTML with its plots inside, that loads nothing. 0 or -errno with a message. */
+int quant_page_write(const struct quant_report *report, const char *model, const char *path);
+
 #endif

@@ -69,7 +69,8 @@ static int help(void)
 	       "  --calibration-windows N\n"
 	       "                    windows of 512 tokens to take from the text (default: 72)\n"
 	       "  --embeddings E    auto (default): about 5.4 bits; int8: as fine as INT8 allows;\n"
-	       "                    lossless: left alone\n\n"
+	       "                    lossless: left alone\n"
+	       "  --report FILE     a page of HTML with bits, errors and codes of each layer as plots\n\n"
 	       "Example: pack a model, look at it, serve it:\n\n"
 	       "  dcmem pack ./my-model -o my-model.dcmem\n"
 	       "  dcmem ls my-model.dcmem\n"
@@ -125,7 +126,7 @@ static int report(const char *path, const struct quant_report *quant, bool json,
 struct pack_arguments {
 	struct pack_options options;
 	struct quant_options quant;
-	const char *output;
+	const char *output, *page;
 	bool json, quiet, quantize, any_quant;
 };
 
@@ -142,7 +143,7 @@ static bool parse_number(const char *text, double least, double most, double *re
 }
 
 enum { OPT_QUANTIZE = 256, OPT_RATIO, OPT_BITS, OPT_MAX_LOSS, OPT_IDS, OPT_STATS, OPT_WINDOWS,
-       OPT_EMBEDDINGS };
+       OPT_EMBEDDINGS, OPT_REPORT };
 
 /* 0, or what verb_usage() returns. */
 static int take_quant_option(int c, const char *text, struct pack_arguments *arguments)
@@ -168,6 +169,9 @@ static int take_quant_option(int c, const char *text, struct pack_arguments *arg
 	case OPT_MAX_LOSS:
 		if (!parse_number(text, 1e-6, 10, &quant->max_loss))
 			return verb_usage("pack", "--max-loss takes a share, such as 0.01 for 1 %%");
+		return 0;
+	case OPT_REPORT:
+		arguments->page = text;
 		return 0;
 	case OPT_IDS:
 		quant->calibration_ids = text;
@@ -244,6 +248,7 @@ static int run(const char *source, struct pack_arguments *arguments)
 	struct quant_progress state = { .show = !arguments->quiet };
 	struct quant_report quant;
 	uint64_t start = clock_now_ns();
+	bool made;
 	int r;
 
 	progress_init(&state.progress, "packing", state.show);
@@ -257,10 +262,13 @@ static int run(const char *source, struct pack_arguments *arguments)
 					     &arguments->options, &quant) :
 				  pack(source, arguments->output, &arguments->options);
 	progress_end(&state.progress);
+	made = !r && arguments->quantize;
 	if (!r && (arguments->json || !arguments->quiet))
 		r = report(arguments->output, arguments->quantize ? &quant : NULL, arguments->json,
 			   (double)(clock_now_ns() - start) / NS_PER_S);
-	if (!r && arguments->quantize)
+	if (!r && arguments->page)
+		r = quant_page_write(&quant, arguments->output, arguments->page);
+	if (made)
 		quant_report_deinit(&quant);
 	return r;
 }
@@ -280,6 +288,7 @@ int verb_pack(int argc, char **argv)
 		{ "calibration-stats", required_argument, NULL, OPT_STATS },
 		{ "calibration-windows", required_argument, NULL, OPT_WINDOWS },
 		{ "embeddings", required_argument, NULL, OPT_EMBEDDINGS },
+		{ "report", required_argument, NULL, OPT_REPORT },
 		{ 0 },
 	};
 	struct pack_arguments arguments = {
