@@ -120,6 +120,19 @@ def check_chain(case):
     original = case.perplexity(case.model)
     print(f'perplexity {expected:.4f}, original {original:.4f}')
     assert original * 0.97 < expected < original * 1.05
+    told = json.loads(run(case.dcmem, 'verify', packed, '--against', case.model, '--json'))
+    away = np.sqrt(((exact - source) ** 2).sum() / (source.astype(np.float64) ** 2).sum())
+    assert told['n_quantized'] == 42 and told['n_alike'] == 57, told
+    assert 0.05 < told['relative_error'] <= told['worst_relative_error'] and \
+        away <= told['worst_relative_error'] * 1.0001, (told, away)
+    near = case.scratch / 'near'
+    shutil.copytree(case.model, near)
+    head, body = read(near / 'model.safetensors')
+    damaged = bytearray(body)
+    damaged[head['model.norm.weight']['data_offsets'][0]] ^= 1
+    write(near / 'model.safetensors', head, bytes(damaged))
+    refuse('a norm that differs', case.dcmem, 'verify', packed, '--against', near, code=3,
+           says=['model.norm.weight', 'differs'])
     refuse('unpack', case.dcmem, 'unpack', packed, '-o', case.scratch / 'no', says=['export'])
     listed = json.loads(run(case.dcmem, 'ls', packed, '--json'))
     lossy = {t['name']: t['quantized'] for t in listed['tensors']}

@@ -17,6 +17,7 @@
 #include "base/message.h"
 #include "base/range.h"
 #include "json-out.h"
+#include "compare.h"
 #include "progress.h"
 #include "model/padding.h"
 #include "model/restore.h"
@@ -32,6 +33,8 @@ struct verify {
 	struct progress progress;
 	uint64_t done, total;
 	int fd; /* of --against, or -1 */
+	bool lossy; /* bytes cannot be compared: tensors are, one by one */
+	struct compare_result compared;
 };
 
 static int help(void)
@@ -39,7 +42,8 @@ static int help(void)
 	printf("Usage: dcmem verify IN [--against SRC] [--json] [--quiet]\n\n"
 	       "Reads and decodes every page of a container and checks all hashes: of the index, of\n"
 	       "stored and decoded pages, of sidecar files, and of each whole source file.\n\n"
-	       "  --against SRC  compare every byte with this model directory or file as well\n"
+	       "  --against SRC  compare every byte with this model directory or file as well; tensors\n"
+	       "                 that were quantized: how far their weights are from those of SRC\n"
 	       "  --json         one JSON document instead of a line\n"
 	       "  --quiet        no line, no progress bar\n\n"
 	       "Example: may the original be deleted?\n\n"
@@ -107,7 +111,7 @@ static int verify_file(struct verify *verify, struct restore *restore, const str
 
 	if (!r)
 		r = index_file_name(index, file, &name);
-	if (!r && verify->against)
+	if (!r && verify->against && !verify->lossy)
 		r = open_against(verify, name, file->file_bytes, &fd);
 	verify->fd = fd;
 	return r ? r : restore_file(restore, i, &sink);
@@ -128,6 +132,34 @@ static int verify_all(struct verify *verify, const struct container *container)
 	return r;
 }
 
+static bool has_lossy(const struct container *container)
+{
+	for (uint64_t id = 0; id < container->index.n_tensors; id++) {
+		const struct container_tensor *tensor;
+
+		if (index_tensor(&container->index, id, &tensor) == 0 &&
+		    tensor->flags & CONTAINER_TENSOR_QUANTIZED)
+			return true;
+	}
+	return false;
+}
+
+static void report_compared(const struct compare_result *compared, struct json_out *out)
+{
+	if (!out) {
+		printf("%llu tensors byte for byte as there, %llu quantized: relative error %.4f, at most %.4f "
+		       "(%s)\n", (unsigned long long)compared->n_alike,
+		       (unsigned long long)compared->n_lossy, compared->error, compared->worst,
+		       compared->worst_name);
+		return;
+	}
+	json_out_u64(out, "n_alike", compared->n_alike);
+	json_out_u64(out, "n_quantized", compared->n_lossy);
+	json_out_double(out, "relative_error", compared->error);
+	json_out_double(out, "worst_relative_error", compared->worst);
+	json_out_string(out, "worst_tensor", compared->worst_name);
+}
+
 static void report(const struct verify *verify, const struct container *container,
 		   const char *path, bool json)
 {
@@ -140,8 +172,10 @@ static void report(const struct verify *verify, const struct container *containe
 		       (unsigned long long)container->index.n_pages,
 		       (unsigned long long)container->index.n_files,
 		       table_bytes(verify->done, text),
-		       verify->against ? ", every byte as in " : "",
-		       verify->against ? verify->against : "");
+		       verify->against && !verify->lossy ? ", every byte as in " : "",
+		       verify->against && !verify->lossy ? verify->against : "");
+		if (verify->lossy)
+			report_compared(&verify->compared, NULL);
 		return;
 	}
 	json_out_init(&out, stdout);
@@ -152,6 +186,8 @@ static void report(const struct verify *verify, const struct container *containe
 	json_out_u64(&out, "n_pages", container->index.n_pages);
 	json_out_u64(&out, "n_files", container->index.n_files);
 	json_out_u64(&out, "n_bytes", verify->done);
+	if (verify->lossy)
+		report_compared(&verify->compared, &out);
 	json_out_end(&out, '}');
 }
 
@@ -171,6 +207,7 @@ static int run(const char *path, const char *against, bool json, bool quiet)
 	r = container_open(&container, path);
 	if (r)
 		return r;
+	verify.lossy = against && has_lossy(&container);
 	if (verify.against_file && container.index.n_files != 1) {
 		container_close(&container);
 		return message_set(-EINVAL, "%s: is one file, the container has several", against);
@@ -184,6 +221,8 @@ static int run(const char *path, const char *against, bool json, bool quiet)
 	progress_init(&verify.progress, "verifying", !quiet);
 	r = verify_all(&verify, &container);
 	progress_end(&verify.progress);
+	if (!r && verify.lossy)
+		r = compare_quantized(&container, path, against, &verify.compared);
 	if (!r && (json || !quiet))
 		report(&verify, &container, path, json);
 	container_close(&container);
