@@ -5,6 +5,7 @@
  */
 #include "client.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -13,7 +14,7 @@
 
 static const char empty_view[64] __attribute__((aligned(64))); /* what views of no bytes point to */
 
-/* Is the handle this process's, and its model still there? Pair with api_leave() when 0. */
+/* Is the handle this process's, and its model still there? */
 static int api_enter(struct dcmem *model)
 {
 	message_clear();
@@ -24,12 +25,6 @@ static int api_enter(struct dcmem *model)
 						   "it again in this one",
 				   (int)model->pid);
 	return model->served ? served_enter(model) : 0;
-}
-
-static void api_leave(struct dcmem *model)
-{
-	if (model->served)
-		served_leave(model);
 }
 
 static bool name_is_file(const char *name)
@@ -199,7 +194,6 @@ DCMEM_API int dcmem_tensor(struct dcmem *model, uint64_t id, struct dcmem_tensor
 	r = client_tensor(model, id, &tensor);
 	if (r == 0)
 		r = api_describe(model, &tensor, ret_tensor);
-	api_leave(model);
 	return r;
 }
 
@@ -219,7 +213,6 @@ DCMEM_API int dcmem_find(struct dcmem *model, const char *name, struct dcmem_ten
 		r = client_tensor(model, id, &tensor);
 	if (r == 0)
 		r = api_describe(model, &tensor, ret_tensor);
-	api_leave(model);
 	return r;
 }
 
@@ -244,7 +237,6 @@ DCMEM_API int dcmem_companion(struct dcmem *model, uint64_t id, uint32_t i,
 							  .scheme = c->scheme,
 							  .axis = c->axis,
 							  .group_size = c->group_size};
-	api_leave(model);
 	return r;
 }
 
@@ -255,7 +247,6 @@ DCMEM_API int dcmem_read(struct dcmem *model, const struct dcmem_read *request)
 	if (r != 0)
 		return r;
 	r = request ? read_block(model, request) : message_set(DCMEM_E_INVALID, "no request");
-	api_leave(model);
 	return r;
 }
 
@@ -273,10 +264,14 @@ static int api_acquire(struct dcmem *model, const struct client_tensor *tensor, 
 	if (!model->served)
 		return view_acquire_private(model, tensor, row, n_rows, ret_view);
 	r = served_is_raw(model, tensor, &raw);
+	if (r == 0 && raw) {
+		r = served_acquire_raw(model, tensor, row, n_rows, ret_view);
+		if (r != -ESTALE)
+			return r;
+		r = 0;
+	}
 	if (r != 0)
 		return r;
-	if (raw)
-		return served_acquire_raw(model, tensor, row, n_rows, ret_view);
 	if (model->flags & DCMEM_OPEN_LOCAL)
 		return view_acquire_private(model, tensor, row, n_rows, ret_view);
 	return served_acquire_window(model, tensor, row, n_rows, ret_view);
@@ -296,13 +291,13 @@ DCMEM_API int dcmem_acquire(struct dcmem *model, uint64_t id, uint64_t row, uint
 		r = client_check_rows(&tensor, row, &n_rows);
 	if (r == 0)
 		r = api_acquire(model, &tensor, row, n_rows, ret_view);
-	api_leave(model);
 	return r;
 }
 
 DCMEM_API void dcmem_release(struct dcmem *model, struct dcmem_view *view)
 {
 	struct client_lease *lease, window = {0};
+	struct served_segment *segment = NULL;
 	uint64_t number;
 
 	if (!view)
@@ -316,12 +311,17 @@ DCMEM_API void dcmem_release(struct dcmem *model, struct dcmem_view *view)
 	if (lease && lease->chunk) {
 		window = *lease;
 		lease_free(model, number);
+	} else if (lease && lease->segment) {
+		segment = lease->segment;
+		lease_free(model, number);
 	} else {
 		view_release(model, number);
 	}
 	pthread_mutex_unlock(&model->lock);
 	if (window.chunk)
 		chunk_release(model, &window);
+	if (segment)
+		segment_leave(model, segment);
 }
 
 DCMEM_API int dcmem_prefetch(struct dcmem *model, uint64_t id, uint64_t row, uint64_t n_rows)
@@ -341,7 +341,6 @@ DCMEM_API int dcmem_prefetch(struct dcmem *model, uint64_t id, uint64_t row, uin
 		if (r == 0 && !raw)
 			r = served_prefetch(model, &tensor, row, n_rows);
 	}
-	api_leave(model);
 	return r;
 }
 

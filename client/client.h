@@ -25,6 +25,7 @@
 #include "transport.h"
 
 struct served;
+struct served_segment;
 
 /* What one thread needs to decode: lent from the model's free list, so that reads allocate nothing. */
 struct client_scratch {
@@ -49,6 +50,7 @@ struct client_lease {
 	uint32_t next_free;
 	bool used;
 	struct client_block *block; /* PRIVATE */
+	struct served_segment *segment; /* RAW */
 	struct served_chunk *chunk; /* WINDOW */
 	struct served_share *share; /* WINDOW that may be kept; else NULL */
 	uint32_t kept;		    /* its slot there */
@@ -87,15 +89,15 @@ int client_tensor(const struct dcmem *model, uint64_t id, struct client_tensor *
 /* Checks rows against the tensor; *n_rows of 0 becomes "to the end". */
 int client_check_rows(const struct client_tensor *tensor, uint64_t row, uint64_t *n_rows);
 
-/* Where pages [first_page, first_page + n_pages) of a tensor are stored. */
+/* Where pages [first_page, first_page + n_pages) of a tensor are stored. client_form_close() it. */
 struct client_form {
 	const struct container_page *pages;
 	uint64_t first_page, n_pages;
-	uint32_t segment;
 	bool raw;
-	uint64_t offset, stored_bytes; /* in the segment */
-	const uint8_t *base;	       /* of the mapped segment; NULL: read it from the container */
-	uint64_t segment_bytes;
+	uint64_t pages_from, stored_bytes; /* offsets of pages count from the former (index.h) */
+	const uint8_t *base;		   /* stored_bytes of them; NULL: read from the container */
+	uint32_t segment;		   /* of the container */
+	struct served_segment *mapped;	   /* kept by this form */
 };
 
 /* embedded.c */
@@ -110,6 +112,7 @@ int embedded_stored(struct dcmem *model, const struct client_form *form,
 /* read.c */
 int client_form(struct dcmem *model, const struct client_tensor *tensor, uint64_t page,
 		struct client_form *ret_form);
+void client_form_close(struct dcmem *model, struct client_form *form);
 struct client_scratch *scratch_acquire(struct dcmem *model);
 void scratch_release(struct dcmem *model, struct client_scratch *scratch);
 void scratch_free_all(struct dcmem *model);
@@ -132,11 +135,11 @@ void view_free_all(struct dcmem *model);
 int served_open(struct dcmem *model, const char *name, const struct transport_options *options);
 void served_close(struct dcmem *model);
 void served_forget(struct dcmem *model); /* in a forked child: closes the socket, nothing else */
-int served_enter(struct dcmem *model);	 /* obeys retirements; DCMEM_E_RETIRED. Pair with _leave */
-void served_leave(struct dcmem *model);
+int served_enter(struct dcmem *model);	 /* obeys retirements; DCMEM_E_RETIRED */
 int served_form(struct dcmem *model, const struct client_tensor *tensor,
 		struct client_form *ret_form);
 int served_is_raw(struct dcmem *model, const struct client_tensor *tensor, bool *ret_raw);
+/* -ESTALE: it is not raw any more. */
 int served_acquire_raw(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 		       uint64_t n_rows, struct dcmem_view *ret_view);
 int served_acquire_window(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
@@ -148,6 +151,7 @@ int served_prefetch(struct dcmem *model, const struct client_tensor *tensor, uin
 		    uint64_t n_rows);
 
 void chunk_release(struct dcmem *model, struct client_lease *lease);
+void segment_leave(struct dcmem *model, struct served_segment *segment);
 
 /* hooks.c */
 void client_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));

@@ -30,7 +30,6 @@ int embedded_form(struct dcmem *model, const struct client_tensor *tensor, uint6
 		  struct client_form *ret_form)
 {
 	const struct container_form *best = NULL;
-	const struct container_segment *segment;
 	const struct container_page *pages;
 	int r;
 
@@ -48,8 +47,6 @@ int embedded_form(struct dcmem *model, const struct client_tensor *tensor, uint6
 		return message_set(DCMEM_E_CORRUPT, "no stored form holds page %llu of tensor %llu",
 				   (unsigned long long)page, (unsigned long long)tensor->id);
 	r = index_pages(&model->index, best->page_record, best->n_pages, &pages);
-	if (r == 0)
-		r = index_segment(&model->index, best->segment, &segment);
 	if (r != 0)
 		return r;
 	*ret_form = (struct client_form){.pages = pages,
@@ -57,9 +54,8 @@ int embedded_form(struct dcmem *model, const struct client_tensor *tensor, uint6
 					 .n_pages = best->n_pages,
 					 .segment = best->segment,
 					 .raw = best->flags & CONTAINER_FORM_RAW,
-					 .offset = best->offset,
-					 .stored_bytes = best->stored_bytes,
-					 .segment_bytes = segment->n_bytes};
+					 .pages_from = best->offset,
+					 .stored_bytes = best->stored_bytes};
 	return 0;
 }
 

@@ -65,6 +65,13 @@ int client_form(struct dcmem *model, const struct client_tensor *tensor, uint64_
 			     : embedded_form(model, tensor, page, ret_form);
 }
 
+void client_form_close(struct dcmem *model, struct client_form *form)
+{
+	if (form->mapped)
+		segment_leave(model, form->mapped);
+	*form = (struct client_form){0};
+}
+
 static int read_corrupt(const struct client_tensor *tensor, uint64_t page, const char *what)
 {
 	return message_set(DCMEM_E_CORRUPT, "tensor %llu, page %llu: %s",
@@ -77,16 +84,16 @@ static int read_page(struct dcmem *model, const struct client_tensor *tensor,
 		     void *dst)
 {
 	const struct container_page *record = &form->pages[page - form->first_page];
-	uint64_t n_bytes = index_page_bytes(tensor->record, page);
+	uint64_t at, n_bytes = index_page_bytes(tensor->record, page);
 	const void *stored;
 	int r;
 
-	if (!range_fits(record->offset, record->stored_bytes, form->segment_bytes))
-		return read_corrupt(tensor, page, "stored outside its segment");
+	if (!index_page_place(record, form->pages_from, form->stored_bytes, &at))
+		return read_corrupt(tensor, page, "stored outside its form");
 	if (record->stored_bytes > CONTAINER_MAX_PAGE_BYTES)
 		return read_corrupt(tensor, page, "larger than a page may be");
 	if (form->base) {
-		stored = form->base + record->offset;
+		stored = form->base + at;
 	} else {
 		r = embedded_stored(model, form, record, scratch, &stored);
 		if (r != 0)
@@ -129,6 +136,7 @@ static int read_visit(struct dcmem *model, const struct client_tensor *tensor, u
 		bool whole = dense && from == start && to == start + size;
 
 		if (page - form.first_page >= form.n_pages) {
+			client_form_close(model, &form);
 			r = client_form(model, tensor, page, &form);
 			if (r != 0)
 				break;
@@ -142,6 +150,7 @@ static int read_visit(struct dcmem *model, const struct client_tensor *tensor, u
 		else if (!dense)
 			emit(data, from, scratch->page + (from - start), to - from);
 	}
+	client_form_close(model, &form);
 	scratch_release(model, scratch);
 	return r;
 }

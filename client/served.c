@@ -21,6 +21,8 @@
 #include "base/range.h"
 #include "proto/shared.h"
 
+#define FORM_TRIES 1000 /* each takes a change of the tensor in between */
+
 int served_map_fd(int fd, uint64_t n_bytes, struct served_map *ret_map)
 {
 	struct stat st;
@@ -70,15 +72,19 @@ static int placement_map(const struct wire_attach_reply *reply, int fd,
 	h.n_chunks = shared_load_relaxed(&p->header->n_chunks);
 	h.records_offset = shared_load_relaxed_64(&p->header->records_offset);
 	h.chunks_offset = shared_load_relaxed_64(&p->header->chunks_offset);
-	if (h.magic != SHM_PLACEMENT_MAGIC || h.version != 1 || h.n_tensors != reply->n_tensors ||
+	h.n_segments = shared_load_relaxed(&p->header->n_segments);
+	if (h.magic != SHM_PLACEMENT_MAGIC || h.version != 2 || h.n_tensors != reply->n_tensors ||
+	    h.n_segments != SHM_MAX_SEGMENTS ||
 	    h.records_offset % sizeof(struct shm_placement) != 0 || h.chunks_offset % 4 != 0 ||
 	    !range_fits_records(h.records_offset, h.n_tensors, sizeof(struct shm_placement),
 				p->map.n_bytes) ||
-	    !range_fits_records(h.chunks_offset, h.n_chunks, sizeof(uint32_t), p->map.n_bytes))
+	    !range_fits_records(h.chunks_offset, (uint64_t)h.n_chunks + h.n_segments,
+				sizeof(uint32_t), p->map.n_bytes))
 		goto refuse;
 	p->records = (const void *)((const uint8_t *)p->map.base + h.records_offset);
 	p->chunks = (const void *)((const uint8_t *)p->map.base + h.chunks_offset);
 	p->n_chunks = h.n_chunks;
+	p->segments = p->chunks + h.n_chunks;
 	*ret_placement = p;
 	return 0;
 refuse:
@@ -98,13 +104,12 @@ static int served_adopt(struct dcmem *model, const struct wire_attach_reply *rep
 
 	if (r != 0)
 		return r;
-	if (model->index.n_tensors != reply->n_tensors || reply->n_segments > CONTAINER_MAX_SEGMENTS ||
+	if (model->index.n_tensors != reply->n_tensors ||
 	    memcmp(index_head(&model->index)->fingerprint, reply->fingerprint, 16) != 0)
 		return message_set(DCMEM_E_PROTOCOL, "the daemon's answer does not fit its index");
-	served->segments = memory_array(reply->n_segments, sizeof(*served->segments));
-	if (!served->segments)
+	served->slots = memory_array(SHM_MAX_SEGMENTS, sizeof(*served->slots));
+	if (!served->slots)
 		return -ENOMEM;
-	served->n_segments = reply->n_segments;
 	memcpy(model->fingerprint, reply->fingerprint, sizeof(model->fingerprint));
 	served->index = *index;
 	*index = (struct served_map){0};
@@ -118,7 +123,7 @@ static int served_compare(struct dcmem *model, const struct wire_attach_reply *r
 	struct served *served = model->served;
 
 	if (memcmp(model->fingerprint, reply->fingerprint, 16) != 0 ||
-	    index->n_bytes != served->index.n_bytes || reply->n_segments != served->n_segments ||
+	    index->n_bytes != served->index.n_bytes ||
 	    memcmp(index->base, served->index.base, index->n_bytes) != 0)
 		return message_set(DCMEM_E_CHANGED,
 				   "the daemon was restarted and its model '%s' is another one now: "
@@ -163,6 +168,7 @@ static int served_attach(struct dcmem *model)
 	served->attached = true;
 	__atomic_store_n(&served->attached_session, transport_session(&served->transport),
 			 __ATOMIC_RELEASE);
+	placement->session = transport_session(&served->transport);
 	placement->next = served->placement;
 	__atomic_store_n(&served->placement, placement, __ATOMIC_RELEASE);
 	kept_open(model);
@@ -261,18 +267,6 @@ void served_forget(struct dcmem *model)
 	model->served->transport.fd = close_fd(model->served->transport.fd);
 }
 
-static void served_unmap_segments(struct served *served, bool viewed_too)
-{
-	for (uint32_t i = 0; served->segments && i < served->n_segments; i++) {
-		struct served_segment *s = &served->segments[i];
-
-		if (!s->base || (s->viewed && !viewed_too))
-			continue;
-		(void)munmap((void *)(uintptr_t)s->base, s->n_bytes);
-		s->base = NULL;
-	}
-}
-
 void served_close(struct dcmem *model)
 {
 	struct served *served = model->served;
@@ -282,7 +276,7 @@ void served_close(struct dcmem *model)
 		return;
 	chunk_free_all(served);
 	kept_close(served);
-	served_unmap_segments(served, true);
+	segment_free_all(served);
 	while ((p = served->placement)) {
 		served->placement = p->next;
 		served_unmap(&p->map);
@@ -296,7 +290,6 @@ void served_close(struct dcmem *model)
 				     WIRE_DETACH, &detach, sizeof(detach), false);
 	}
 	transport_deinit(&served->transport);
-	memory_free(served->segments);
 	model->served = memory_free(served);
 }
 
@@ -305,17 +298,17 @@ int served_enter(struct dcmem *model)
 	struct served *served = model->served;
 	struct served_placement *p = served_placement(served);
 	uint32_t epoch = shared_load_acquire(&p->header->chunk_epoch);
-	bool obey, retired = shared_load_acquire(&p->header->retired) != 0;
+	uint32_t segment_epoch = shared_load_acquire(&p->header->segment_epoch);
+	bool obey, obey_segments, retired = shared_load_acquire(&p->header->retired) != 0;
 
 	pthread_mutex_lock(&model->lock);
-	obey = retired || epoch != served->seen_epoch ||
-	       served->seen_session != transport_session(&served->transport);
+	obey = retired || served->seen_session != transport_session(&served->transport);
+	obey_segments = obey || segment_epoch != served->seen_segment_epoch;
+	obey |= epoch != served->seen_epoch;
 	served->retired |= retired;
-	if (!retired)
-		served->n_readers++;
-	else if (served->n_readers == 0)
-		served_unmap_segments(served, false);
 	pthread_mutex_unlock(&model->lock);
+	if (obey_segments)
+		segment_obey(model);
 	if (obey)
 		chunk_obey(model);
 	if (retired)
@@ -323,72 +316,16 @@ int served_enter(struct dcmem *model)
 	return 0;
 }
 
-void served_leave(struct dcmem *model)
+static int served_record(const struct served_placement *placement,
+			 const struct client_tensor *tensor, struct shm_placement *ret_record)
 {
-	struct served *served = model->served;
-
-	pthread_mutex_lock(&model->lock);
-	if (--served->n_readers == 0 && served->retired)
-		served_unmap_segments(served, false);
-	pthread_mutex_unlock(&model->lock);
-}
-
-/* The mapped segment, asked for at its first use. `view`: it must stay until the end. */
-static int served_segment(struct dcmem *model, uint32_t segment, bool view, const uint8_t **ret_base,
-			  uint64_t *ret_bytes)
-{
-	struct served *served = model->served;
-	struct served_segment *s = &served->segments[segment];
-	struct wire_segment body = {.id = segment};
-	struct transport_reply reply;
-	struct served_map map = {0};
-	uint64_t session, id;
-	const uint8_t *base;
-	int r;
-
-	pthread_mutex_lock(&model->lock);
-	base = s->base;
-	*ret_bytes = s->n_bytes;
-	s->viewed |= view && base;
-	pthread_mutex_unlock(&model->lock);
-	if (base) {
-		*ret_base = base;
-		return 0;
-	}
-	r = served_call(model, 0, WIRE_SEGMENT, &body, sizeof(body), &reply, &session, &id);
-	if (r != 0)
-		return r;
-	r = reply.message.segment_reply.id != segment
-		    ? message_set(DCMEM_E_PROTOCOL, "the daemon sent another segment")
-		    : served_map_fd(reply.fds[0], reply.message.segment_reply.n_bytes, &map);
-	transport_reply_close(&reply);
-	if (r != 0)
-		return r;
-	pthread_mutex_lock(&model->lock);
-	if (!s->base) {
-		s->base = map.base;
-		s->n_bytes = map.n_bytes;
-		map = (struct served_map){0};
-	}
-	s->viewed |= view;
-	*ret_base = s->base;
-	*ret_bytes = s->n_bytes;
-	pthread_mutex_unlock(&model->lock);
-	served_unmap(&map); /* another thread was faster */
-	return 0;
-}
-
-static int served_record(struct dcmem *model, const struct client_tensor *tensor,
-			 struct shm_placement *ret_record)
-{
-	struct served *served = model->served;
-
-	if (!shared_placement_read(&served_placement(served)->records[tensor->id], ret_record))
+	if (!shared_placement_read(&placement->records[tensor->id], ret_record))
 		return message_set(DCMEM_E_DISCONNECTED,
 				   "the daemon died while it was changing tensor %llu",
 				   (unsigned long long)tensor->id);
-	if (ret_record->segment >= served->n_segments ||
-	    ret_record->pages_segment != SHM_PAGES_IN_INDEX)
+	if (ret_record->segment >= SHM_MAX_SEGMENTS ||
+	    (ret_record->pages_segment != SHM_PAGES_IN_INDEX &&
+	     ret_record->pages_segment != ret_record->segment))
 		return message_set(DCMEM_E_CORRUPT, "tensor %llu is placed outside every segment",
 				   (unsigned long long)tensor->id);
 	return 0;
@@ -397,66 +334,110 @@ static int served_record(struct dcmem *model, const struct client_tensor *tensor
 int served_is_raw(struct dcmem *model, const struct client_tensor *tensor, bool *ret_raw)
 {
 	struct shm_placement record;
-	int r = tensor->shape.n_pages == 0 ? 0 : served_record(model, tensor, &record);
+	int r = tensor->shape.n_pages == 0
+			? 0
+			: served_record(served_placement(model->served), tensor, &record);
 
 	if (r == 0)
 		*ret_raw = tensor->shape.n_pages == 0 || record.flags & SHM_PLACEMENT_RAW;
 	return r;
 }
 
-static int served_form_of(struct dcmem *model, const struct client_tensor *tensor, bool view,
-			  struct client_form *ret_form)
+static int served_pages(struct dcmem *model, const struct client_tensor *tensor,
+			const struct shm_placement *record, const struct served_segment *segment,
+			const struct container_page **ret_pages)
 {
-	const struct container_page *pages;
+	if (record->pages_segment == SHM_PAGES_IN_INDEX)
+		return index_pages(&model->index, record->page_record, tensor->shape.n_pages,
+				   ret_pages);
+	if (record->page_record % _Alignof(struct container_page) != 0 ||
+	    !range_fits_records(record->page_record, tensor->shape.n_pages,
+				sizeof(struct container_page), segment->map.n_bytes))
+		return message_set(DCMEM_E_CORRUPT, "the pages of tensor %llu are outside its segment",
+				   (unsigned long long)tensor->id);
+	*ret_pages = (const void *)((const uint8_t *)segment->map.base + record->page_record);
+	return 0;
+}
+
+static int served_form_once(struct dcmem *model, const struct client_tensor *tensor,
+			    struct client_form *ret_form)
+{
+	const struct served_placement *placement = served_placement(model->served);
+	const struct container_page *pages = NULL;
+	struct served_segment *segment;
 	struct shm_placement record;
-	uint64_t segment_bytes = 0;
-	const uint8_t *base = NULL;
 	int r;
 
-	r = served_record(model, tensor, &record);
+	r = served_record(placement, tensor, &record);
 	if (r == 0)
-		r = index_pages(&model->index, record.page_record, tensor->shape.n_pages, &pages);
-	if (r == 0)
-		r = served_segment(model, record.segment, view, &base, &segment_bytes);
+		r = segment_use(model, placement->session, record.segment,
+				record.segment_generation, &segment);
 	if (r != 0)
 		return r;
-	if (!range_fits(record.offset, record.stored_bytes, segment_bytes))
-		return message_set(DCMEM_E_CORRUPT, "tensor %llu is placed outside its segment",
-				   (unsigned long long)tensor->id);
+	r = served_pages(model, tensor, &record, segment, &pages);
+	if (r == 0 && !range_fits(record.offset, record.stored_bytes, segment->map.n_bytes))
+		r = message_set(DCMEM_E_CORRUPT, "tensor %llu is placed outside its segment",
+				(unsigned long long)tensor->id);
+	if (r != 0) {
+		segment_leave(model, segment);
+		return r;
+	}
 	*ret_form = (struct client_form){.pages = pages,
 					 .n_pages = tensor->shape.n_pages,
-					 .segment = record.segment,
 					 .raw = record.flags & SHM_PLACEMENT_RAW,
-					 .offset = record.offset,
+					 .pages_from = record.pages_from,
 					 .stored_bytes = record.stored_bytes,
-					 .base = base,
-					 .segment_bytes = segment_bytes};
+					 .base = (const uint8_t *)segment->map.base + record.offset,
+					 .mapped = segment};
 	return 0;
 }
 
 int served_form(struct dcmem *model, const struct client_tensor *tensor,
 		struct client_form *ret_form)
 {
-	return served_form_of(model, tensor, false, ret_form);
+	int r = -ESTALE;
+
+	for (unsigned try = 0; try < FORM_TRIES && r == -ESTALE; try++)
+		r = served_form_once(model, tensor, ret_form);
+	if (r == -ESTALE)
+		return message_set(DCMEM_E_DISCONNECTED,
+				   "tensor %llu was moved again and again while it was looked for",
+				   (unsigned long long)tensor->id);
+	return r;
 }
 
 int served_acquire_raw(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 		       uint64_t n_rows, struct dcmem_view *ret_view)
 {
-	uint64_t offset = row * tensor->shape.row_bytes;
+	struct client_lease *lease;
 	struct client_form form;
+	uint64_t number;
 	int r;
 
-	r = served_form_of(model, tensor, true, &form);
+	r = served_form(model, tensor, &form);
 	if (r != 0)
 		return r;
-	if (!form.raw || form.stored_bytes != tensor->record->n_bytes)
-		return message_set(DCMEM_E_CORRUPT, "tensor %llu is raw but of another size",
-				   (unsigned long long)tensor->id);
-	*ret_view = (struct dcmem_view){.data = form.base + form.offset + offset,
+	if (!form.raw || form.stored_bytes != tensor->record->n_bytes) {
+		r = form.raw ? message_set(DCMEM_E_CORRUPT, "tensor %llu is raw but of another size",
+					   (unsigned long long)tensor->id)
+			     : -ESTALE; /* changed in this moment */
+		segment_leave(model, form.mapped);
+		return r;
+	}
+	pthread_mutex_lock(&model->lock);
+	r = lease_new(model, &number, &lease);
+	if (r == 0)
+		lease->segment = form.mapped;
+	pthread_mutex_unlock(&model->lock);
+	if (r != 0) {
+		segment_leave(model, form.mapped);
+		return r;
+	}
+	*ret_view = (struct dcmem_view){.data = form.base + row * tensor->shape.row_bytes,
 					.n_bytes = n_rows * tensor->shape.row_bytes,
 					.row = row,
 					.n_rows = n_rows,
+					.lease = number,
 					.kind = DCMEM_VIEW_RAW};
 	client_count(&model->counts.raw_bytes, ret_view->n_bytes);
 	return 0;

@@ -16,14 +16,18 @@ struct served_placement {
 	struct served_map map;
 	const struct shm_placement_header *header;
 	const struct shm_placement *records;
-	const uint32_t *chunks;
+	const uint32_t *chunks, *segments;
 	uint32_t n_chunks;
+	uint64_t session; /* the connection that its numbers belong to */
 };
 
+/* One that is mapped: what lay in a slot when it had this generation. */
 struct served_segment {
-	const uint8_t *base; /* NULL: not mapped yet */
-	uint64_t n_bytes;
-	bool viewed; /* a zero-copy view was handed out: stays until the model is closed */
+	struct served_segment *next;
+	uint64_t session;
+	uint32_t slot, generation;
+	uint64_t n_users; /* reads under way and zero-copy views */
+	struct served_map map;
 };
 
 /* A mapping that a forked child does not get: fork.c puts unreadable pages in its place there. */
@@ -74,7 +78,6 @@ struct served {
 	struct transport transport;
 	char name[WIRE_MAX_NAME + 1];
 	struct served_map index;
-	uint32_t n_segments;
 	/* under transport->lock */
 	uint64_t model; /* the daemon's number, of the present connection; atomic */
 	bool attached;
@@ -83,12 +86,12 @@ struct served {
 	uint64_t attached_session; /* after `model` */
 	/* under model->lock */
 	struct served_segment *segments;
+	struct served_segment **slots; /* SHM_MAX_SEGMENTS: the newest of each, or NULL */
 	struct served_chunk *chunks;
 	struct served_share *share;
 	uint64_t checked_ns; /* the connection, by kept_take() */
-	uint64_t n_readers; /* calls between served_enter() and served_leave() */
 	uint64_t seen_session;
-	uint32_t seen_epoch;
+	uint32_t seen_epoch, seen_segment_epoch;
 	bool retired;
 };
 
@@ -107,6 +110,17 @@ int served_call(struct dcmem *model, uint64_t pinned, uint16_t type, void *body,
 /* Maps the first n_bytes of a sealed object read-only. */
 int served_map_fd(int fd, uint64_t n_bytes, struct served_map *ret_map);
 void served_unmap(struct served_map *map);
+
+/* segment.c */
+/*
+ * The mapped segment, asked for at its first use; segment_leave() it. -ESTALE: something else lies in
+ * the slot by now, or the connection is another one.
+ */
+int segment_use(struct dcmem *model, uint64_t session, uint32_t slot, uint32_t generation,
+		struct served_segment **ret_segment);
+/* Unmaps what was retired or belongs to lost connections, and is not in use. */
+void segment_obey(struct dcmem *model);
+void segment_free_all(struct served *served);
 
 /* kept.c. The first three with model->lock held. */
 /* Takes up a kept lease on exactly these pages. */

@@ -40,15 +40,21 @@ struct verify_job {
 	const struct index *index;
 	uint64_t tensor, first_page, n_pages; /* first_page: of the tensor, for messages */
 	const struct container_page *pages;
+	const struct held *held;
 	const struct region *segment;
 };
 
 void loaded_model_close(struct loaded_model *loaded)
 {
 	for (uint32_t i = 0; i < loaded->n_segments; i++)
-		region_close(&loaded->segments[i]);
+		region_close(&loaded->segments[i].region);
 	loaded->segments = memory_free(loaded->segments);
 	loaded->n_segments = 0;
+	loaded->held = memory_free(loaded->held);
+	layout_deinit(&loaded->layout);
+	if (loaded->file_is_open)
+		container_close(&loaded->file);
+	loaded->file_is_open = false;
 	for (uint32_t i = 0; i < loaded->n_files; i++)
 		region_close(&loaded->files[i]);
 	loaded->files = memory_free(loaded->files);
@@ -67,12 +73,12 @@ static int verify_page(const struct verify_job *job, uint64_t i)
 	const struct container_page *page = &job->pages[i];
 	const struct container_tensor *tensor;
 	const char *what = NULL, *name = "?";
-	uint64_t hash;
+	uint64_t hash, at;
 
-	if (!range_fits(page->offset, page->stored_bytes, job->segment->n_bytes)) {
-		what = "lies outside its segment";
+	if (!index_page_place(page, job->held->pages_from, job->held->stored_bytes, &at)) {
+		what = "lies outside its form";
 	} else {
-		hash = hash_64((const uint8_t *)job->segment->data + page->offset,
+		hash = hash_64((const uint8_t *)job->segment->data + job->held->offset + at,
 			       page->stored_bytes);
 		if (hash != page->stored_hash ||
 		    (page->codec == CODEC_RAW && hash != page->decoded_hash))
@@ -107,63 +113,44 @@ static bool verify_run(struct pool_job *base, struct codec_context *codec)
 	return false;
 }
 
-static int submit_form(struct model_load *load, struct verify_batch *batch, uint64_t tensor,
-		       const struct container_form *form)
+static int submit_tensor(struct model_load *load, struct verify_batch *batch, uint64_t id)
 {
 	const struct index *index = &load->loaded.catalog;
+	const struct held *held = &load->loaded.held[id];
+	const struct container_tensor *tensor;
+	struct index_shape shape;
+	int r = index_tensor(index, id, &tensor);
 
-	for (uint64_t first = 0; first < form->n_pages; first += VERIFY_PAGES) {
+	if (!r)
+		r = index_shape(tensor, &shape);
+	if (r)
+		return r;
+	load->loaded.decoded_bytes += tensor->n_bytes;
+	load->loaded.coded_bytes += held->raw ? 0 : tensor->n_bytes;
+	if (load->loaded.layout.owners[id] != id) /* verified with the one whose bytes it has */
+		return 0;
+	for (uint64_t first = 0; first < shape.n_pages; first += VERIFY_PAGES) {
 		struct verify_job *job = memory_zalloc(sizeof(*job));
-		int r = job ? 0 : -ENOMEM;
 
-		if (r)
-			return r;
+		if (!job)
+			return -ENOMEM;
 		*job = (struct verify_job){
 			.job.run = verify_run,
 			.batch = batch,
 			.index = index,
-			.tensor = tensor,
-			.first_page = form->first_page + first,
-			.n_pages = min_u64(VERIFY_PAGES, form->n_pages - first),
-			.segment = &load->loaded.segments[form->segment],
+			.tensor = id,
+			.first_page = first,
+			.n_pages = min_u64(VERIFY_PAGES, shape.n_pages - first),
+			.pages = held->pages + first,
+			.held = held,
+			.segment = &load->loaded.segments[held->segment].region,
 		};
-		r = index_pages(index, form->page_record + first, job->n_pages, &job->pages);
-		if (r) {
-			memory_free(job);
-			return r;
-		}
 		pthread_mutex_lock(&batch->mutex);
 		batch->n_left++;
 		pthread_mutex_unlock(&batch->mutex);
 		pool_submit(load->verifiers, &job->job, false);
 	}
 	return 0;
-}
-
-static int submit_tensor(struct model_load *load, struct verify_batch *batch, uint64_t id)
-{
-	const struct container_tensor *tensor;
-	const struct container_form *form;
-	int r = index_tensor(&load->loaded.catalog, id, &tensor);
-
-	if (r)
-		return r;
-	load->loaded.decoded_bytes += tensor->n_bytes;
-	if (tensor->n_bytes) {
-		r = placement_form(&load->loaded.catalog, tensor, &form);
-		if (!r && !(form->flags & CONTAINER_FORM_RAW))
-			load->loaded.coded_bytes += tensor->n_bytes;
-	}
-	if (tensor->flags & CONTAINER_TENSOR_SHARED) /* verified with the earlier one */
-		return r;
-	for (uint32_t i = 0; i < tensor->n_forms && !r; i++) {
-		r = index_form(&load->loaded.catalog, tensor->first_form + i, &form);
-		if (!r && form->segment >= load->loaded.n_segments)
-			r = message_set(STORE_E_CORRUPT, "a form lies in no segment");
-		if (!r)
-			r = submit_form(load, batch, id, form);
-	}
-	return r;
 }
 
 static int verify_all(struct model_load *load)
@@ -187,15 +174,35 @@ static int verify_all(struct model_load *load)
 	return r;
 }
 
-static int load_segment(struct model_load *load, const struct container *container, uint32_t id)
+static int read_form(struct model_load *load, const struct container *container, uint64_t id,
+		     struct region *region)
 {
-	struct region *region = &load->loaded.segments[id];
-	const struct container_segment *segment;
-	struct charge charge = {0};
-	int r = index_segment(&container->index, id, &segment);
+	const struct held *held = &load->loaded.held[id];
+	const struct container_tensor *tensor;
+	const struct container_form *form = NULL;
+	int r = index_tensor(&load->loaded.catalog, id, &tensor);
 
 	if (!r)
-		r = budget_charge(load->budget, BUDGET_INFLIGHT, segment->n_bytes, &charge);
+		r = placement_form(&load->loaded.catalog, tensor, &form);
+	for (uint64_t at = 0; !r && at < held->stored_bytes; at += READ_BYTES) {
+		if (is_cancelled(load))
+			return message_set(-ECANCELED, "loading was given up");
+		r = container_read_segment(container, form->segment, form->offset + at,
+					   (uint8_t *)region->data + held->offset + at,
+					   min_u64(READ_BYTES, held->stored_bytes - at));
+	}
+	return r;
+}
+
+static int load_segment(struct model_load *load, const struct container *container, uint32_t id)
+{
+	const struct layout *layout = &load->loaded.layout;
+	const struct layout_segment *segment = &layout->segments[id];
+	struct region *region = &load->loaded.segments[id].region;
+	struct charge charge = {0};
+	int r;
+
+	r = budget_charge(load->budget, BUDGET_INFLIGHT, segment->n_bytes, &charge);
 	if (!r)
 		r = region_create("dcmem-segment", segment->n_bytes, load->config, region);
 	if (r) {
@@ -206,16 +213,11 @@ static int load_segment(struct model_load *load, const struct container *contain
 	if (load->config->huge_pages && region->n_bytes >= HUGEPAGE_BYTES &&
 	    !hugepage_populate(region->data, region->n_bytes))
 		load->loaded.n_small_pages++;
-	for (uint64_t at = 0; at < region->n_bytes && !r; at += READ_BYTES) {
-		if (is_cancelled(load))
-			return message_set(-ECANCELED, "loading was given up");
-		r = container_read_segment(container, id, at, (uint8_t *)region->data + at,
-					   min_u64(READ_BYTES, region->n_bytes - at));
-	}
+	for (uint64_t i = 0; i < segment->count && !r; i++)
+		r = read_form(load, container, layout->order[segment->first + i], region);
 	return r;
 }
 
-/* All or nothing, before anything is touched; others may still be faster in between. */
 /* Idle windows of other models give way, but their clients have to unmap them first. */
 static bool wait_for_room(struct model_load *load, uint64_t need)
 {
@@ -231,20 +233,15 @@ static bool wait_for_room(struct model_load *load, uint64_t need)
 	return budget_has_room(load->budget, need);
 }
 
+/* All or nothing, before anything is touched; others may still be faster in between. */
 static int check_budget(struct model_load *load, const struct container *container)
 {
 	uint64_t need = container->header.index_bytes +
 			placement_bytes(container->index.n_tensors) + MINIMAL_CHUNK;
 
-	for (uint64_t i = 0; i < container->index.n_segments; i++) {
-		const struct container_segment *segment;
-		int r = index_segment(&container->index, i, &segment);
-
-		if (r)
-			return r;
-		if (!range_add(need, segment->n_bytes, &need))
+	for (uint32_t i = 0; i < load->loaded.layout.n_segments; i++)
+		if (!range_add(need, load->loaded.layout.segments[i].n_bytes, &need))
 			return message_set(STORE_E_CORRUPT, "segments of more than 2^64 bytes");
-	}
 	for (uint64_t i = 0; i < container->index.n_files; i++) {
 		const struct container_file *file;
 		int r = index_file(&container->index, i, &file);
@@ -315,7 +312,7 @@ static int load_tables(struct model_load *load, const struct container *containe
 		r = budget_charge(load->budget, BUDGET_INFLIGHT,
 				  placement_bytes(loaded->catalog.n_tensors), &charge);
 	if (!r)
-		r = placement_create(&loaded->catalog, &loaded->placement);
+		r = placement_create(loaded->catalog.n_tensors, &loaded->placement);
 	if (r)
 		charge_release(&charge);
 	else
@@ -323,18 +320,26 @@ static int load_tables(struct model_load *load, const struct container *containe
 	return r;
 }
 
-static int load_regions(struct model_load *load, const struct container *container)
+/* Where everything will lie, before any of it is touched. */
+static int lay_out(struct model_load *load, const struct container *container)
 {
 	struct loaded_model *loaded = &load->loaded;
-	uint32_t n_segments = (uint32_t)container->index.n_segments;
-	uint32_t n_files = (uint32_t)container->index.n_files;
-	int r = check_budget(load, container);
+	uint64_t n_tensors = container->index.n_tensors;
+	int r;
 
-	memcpy(loaded->fingerprint, container->header.fingerprint, sizeof(loaded->fingerprint));
-	if (!r)
-		r = load_tables(load, container);
-	if (r)
-		return r;
+	loaded->held = memory_array(n_tensors ? n_tensors : 1, sizeof(*loaded->held));
+	if (!loaded->held)
+		return -ENOMEM;
+	r = layout_init(&loaded->layout, &container->index, loaded->held);
+	return r ? r : check_budget(load, container);
+}
+
+static int load_files(struct model_load *load, const struct container *container)
+{
+	struct loaded_model *loaded = &load->loaded;
+	uint32_t n_files = (uint32_t)container->index.n_files;
+	int r = 0;
+
 	loaded->files = memory_array(n_files ? n_files : 1, sizeof(*loaded->files));
 	if (!loaded->files)
 		return -ENOMEM;
@@ -343,20 +348,54 @@ static int load_regions(struct model_load *load, const struct container *contain
 	loaded->n_files = n_files;
 	for (uint32_t i = 0; i < n_files && !r; i++)
 		r = load_file(load, container, i);
+	return r;
+}
+
+/* The pages of the container's own index go with it; those of the catalog are the same and stay. */
+static int adopt_pages(struct loaded_model *loaded, uint64_t id)
+{
+	struct held *held = &loaded->held[id];
+	const struct container_tensor *tensor;
+	const struct container_form *form;
+	int r = held->pages ? index_tensor(&loaded->catalog, id, &tensor) : 0;
+
+	if (r || !held->pages)
+		return r;
+	r = placement_form(&loaded->catalog, tensor, &form);
+	return r ? r : index_pages(&loaded->catalog, form->page_record, form->n_pages, &held->pages);
+}
+
+static int load_regions(struct model_load *load, const struct container *container)
+{
+	struct loaded_model *loaded = &load->loaded;
+	int r = lay_out(load, container);
+
+	memcpy(loaded->fingerprint, container->header.fingerprint, sizeof(loaded->fingerprint));
+	if (!r)
+		r = load_tables(load, container);
+	if (!r)
+		r = load_files(load, container);
+	for (uint64_t id = 0; !r && id < loaded->catalog.n_tensors; id++)
+		r = adopt_pages(loaded, id);
 	if (r)
 		return r;
-	loaded->segments = memory_array(n_segments ? n_segments : 1, sizeof(*loaded->segments));
+	loaded->segments = memory_array(SHM_MAX_SEGMENTS, sizeof(*loaded->segments));
 	if (!loaded->segments)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < n_segments; i++)
-		loaded->segments[i] = REGION_NONE;
-	loaded->n_segments = n_segments;
-	for (uint32_t i = 0; i < n_segments && !r; i++)
+	for (uint32_t i = 0; i < loaded->layout.n_segments && !r; i++) {
+		loaded->segments[i] = (struct segment){.region = REGION_NONE, .generation = 1};
+		loaded->n_segments = i + 1;
 		r = load_segment(load, container, i);
+	}
 	if (!r)
 		r = verify_all(load);
-	for (uint32_t i = 0; i < n_segments && !r; i++)
-		r = region_seal_immutable(&loaded->segments[i]);
+	for (uint32_t i = 0; i < loaded->n_segments && !r; i++) {
+		r = region_seal_immutable(&loaded->segments[i].region);
+		if (!r)
+			placement_set_segment(&loaded->placement, i, 1);
+	}
+	for (uint64_t id = 0; !r && id < loaded->catalog.n_tensors; id++)
+		placement_write(&loaded->placement, id, &loaded->held[id]);
 	return r;
 }
 
@@ -373,9 +412,14 @@ static bool load_run(struct pool_job *base, struct codec_context *codec)
 		r = container_open(&container, load->path);
 		if (!r) {
 			r = load_regions(load, &container);
-			if (r)
+			if (r) {
 				message_prefix(r, "%s", load->path);
-			container_close(&container);
+				container_close(&container);
+			} else {
+				container_share_index(&container, &load->loaded.catalog);
+				load->loaded.file = container;
+				load->loaded.file_is_open = true;
+			}
 		}
 	}
 	load->result = r;

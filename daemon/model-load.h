@@ -3,14 +3,27 @@
 #ifndef DCMEM_MODEL_LOAD_H
 #define DCMEM_MODEL_LOAD_H
 
-#include "model/index.h"
+#include "layout.h"
+#include "model/container.h"
 #include "pool.h"
 #include "region.h"
 
+/* Stored forms, sealed. A slot of the model's table; REGION_NONE where nothing lies. */
+struct segment {
+	struct region region;
+	uint32_t generation;
+	bool retired; /* nobody is sent here any more; freed once nobody looks */
+	uint32_t n_users; /* decodes and changes that read it now */
+};
+
 struct loaded_model {
 	struct region index, placement;
-	struct region *segments; /* n_segments of them */
-	uint32_t n_segments;
+	struct segment *segments; /* room for SHM_MAX_SEGMENTS */
+	uint32_t n_segments;	  /* all used slots are below */
+	struct held *held;	  /* of each tensor */
+	struct layout layout;	  /* as it was when loaded */
+	struct container file;	  /* open, to read stored forms again */
+	bool file_is_open;
 	struct region *files; /* n_files blobs of sidecar files */
 	uint32_t n_files;
 	struct index catalog; /* in the index region */

@@ -18,7 +18,9 @@ static uint64_t chunks_offset(uint64_t n_tensors)
 
 uint64_t placement_bytes(uint64_t n_tensors)
 {
-	return align_up(chunks_offset(n_tensors) + SHM_MAX_CHUNKS * sizeof(uint32_t), 4096);
+	return align_up(chunks_offset(n_tensors) +
+				(SHM_MAX_CHUNKS + SHM_MAX_SEGMENTS) * sizeof(uint32_t),
+			4096);
 }
 
 int placement_form(const struct index *index, const struct container_tensor *tensor,
@@ -44,65 +46,54 @@ int placement_form(const struct index *index, const struct container_tensor *ten
 	return 0;
 }
 
-static int fill_record(const struct index *index, uint64_t id, struct shm_placement *record)
-{
-	const struct container_tensor *tensor;
-	const struct container_form *form;
-	struct shm_placement value = {.generation = 1, .pages_segment = SHM_PAGES_IN_INDEX};
-	int r = index_tensor(index, id, &tensor);
-
-	if (r)
-		return r;
-	if (tensor->n_bytes == 0) { /* nothing is stored */
-		value.flags = SHM_PLACEMENT_RAW;
-		shared_placement_write(record, &value);
-		return 0;
-	}
-	r = placement_form(index, tensor, &form);
-	if (r) {
-		const char *name = "?";
-
-		(void)index_tensor_name(index, tensor, &name);
-		return message_prefix(r, "tensor '%s'", name);
-	}
-	value.segment = form->segment;
-	value.flags = form->flags & CONTAINER_FORM_RAW ? SHM_PLACEMENT_RAW : 0;
-	value.offset = form->offset;
-	value.stored_bytes = form->stored_bytes;
-	value.page_record = form->page_record;
-	shared_placement_write(record, &value);
-	return 0;
-}
-
-int placement_create(const struct index *index, struct region *ret_region)
+int placement_create(uint64_t n_tensors, struct region *ret_region)
 {
 	struct shm_placement_header *header;
-	struct shm_placement *records;
 	struct region region;
-	int r = region_create("dcmem-placement", placement_bytes(index->n_tensors), NULL, &region);
+	int r = region_create("dcmem-placement", placement_bytes(n_tensors), NULL, &region);
 
 	if (r)
 		return r;
 	header = region.data;
-	records = (struct shm_placement *)(header + 1);
 	*header = (struct shm_placement_header){
 		.magic = SHM_PLACEMENT_MAGIC,
-		.version = 1,
-		.n_tensors = index->n_tensors,
+		.version = 2,
+		.n_tensors = n_tensors,
 		.n_chunks = SHM_MAX_CHUNKS,
 		.records_offset = sizeof(*header),
-		.chunks_offset = chunks_offset(index->n_tensors),
+		.chunks_offset = chunks_offset(n_tensors),
+		.n_segments = SHM_MAX_SEGMENTS,
 	};
-	for (uint64_t i = 0; i < index->n_tensors && !r; i++)
-		r = fill_record(index, i, &records[i]);
-	if (!r)
-		r = region_seal_written(&region);
+	r = region_seal_written(&region);
 	if (r) {
 		region_close(&region);
 		return r;
 	}
 	*ret_region = region;
 	return 0;
+}
+
+void placement_write(struct region *region, uint64_t tensor, const struct held *held)
+{
+	struct shm_placement_header *header = region->data;
+	struct shm_placement *records = (struct shm_placement *)(header + 1);
+	struct shm_placement value = {
+		.generation = held->generation,
+		.flags = held->raw ? SHM_PLACEMENT_RAW : 0,
+		.pages_segment = SHM_PAGES_IN_INDEX,
+	};
+
+	if (held->segment != UINT32_MAX) { /* else nothing is stored */
+		value.segment = held->segment;
+		value.segment_generation = held->segment_generation;
+		value.offset = held->offset;
+		value.stored_bytes = held->stored_bytes;
+		value.page_record = held->page_record;
+		value.pages_from = held->pages_from;
+		if (held->own_pages)
+			value.pages_segment = held->segment;
+	}
+	shared_placement_write(&records[tensor], &value);
 }
 
 void placement_heartbeat(struct region *region, uint64_t now_ns)
@@ -128,4 +119,15 @@ void placement_set_chunk(struct region *region, uint32_t chunk, uint32_t state)
 	if (state == SHM_CHUNK_RETIRED)
 		shared_store_release(&header->chunk_epoch,
 				     shared_load_relaxed(&header->chunk_epoch) + 1);
+}
+
+void placement_set_segment(struct region *region, uint32_t segment, uint32_t generation)
+{
+	struct shm_placement_header *header = region->data;
+	uint32_t *words = (uint32_t *)((uint8_t *)region->data + header->chunks_offset);
+
+	shared_store_release(&words[SHM_MAX_CHUNKS + segment], generation);
+	if (!generation)
+		shared_store_release(&header->segment_epoch,
+				     shared_load_relaxed(&header->segment_epoch) + 1);
 }

@@ -328,10 +328,13 @@ static void session_object(struct session *session, const struct wire_message *r
 	struct wire_segment_reply reply = {.id = request->segment.id};
 	int fd = -1, r;
 
-	r = (request->header.type == WIRE_SEGMENT ? store_segment_fd
-	     : request->header.type == WIRE_CHUNK ? store_chunk_fd
-						  : store_file_fd)(
-		session->client, request->segment.model, request->segment.id, &fd, &reply.n_bytes);
+	if (request->header.type == WIRE_SEGMENT)
+		r = store_segment_fd(session->client, request->segment.model, request->segment.id,
+				     &fd, &reply.n_bytes, &reply.generation);
+	else
+		r = (request->header.type == WIRE_CHUNK ? store_chunk_fd : store_file_fd)(
+			session->client, request->segment.model, request->segment.id, &fd,
+			&reply.n_bytes);
 	if (r)
 		session_refuse(session, request->header.type, request->header.tag, r, message_get());
 	else

@@ -188,19 +188,25 @@ int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, u
 }
 
 int store_segment_fd(struct store_client *client, uint64_t model, uint32_t segment, int *ret_fd,
-		     uint64_t *ret_bytes)
+		     uint64_t *ret_bytes, uint32_t *ret_generation)
 {
 	struct attachment *attachment = client_find_attachment(client, model);
+	const struct segment *found;
 	int r;
 
 	if (!attachment)
 		return STORE_E_NOT_FOUND;
-	if (segment >= attachment->model->loaded.n_segments)
-		return message_set(STORE_E_INVALID, "the model has no segment %u", segment);
-	r = region_reopen(&attachment->model->loaded.segments[segment], ret_fd);
-	if (!r)
-		*ret_bytes = attachment->model->loaded.segments[segment].n_bytes;
-	return r;
+	found = segment < attachment->model->loaded.n_segments
+			? &attachment->model->loaded.segments[segment]
+			: NULL;
+	if (!found || found->region.fd < 0 || found->retired)
+		return message_set(STORE_E_INVALID, "the model has no segment %u (now)", segment);
+	r = region_reopen(&found->region, ret_fd);
+	if (r)
+		return r;
+	*ret_bytes = found->region.n_bytes;
+	*ret_generation = found->generation;
+	return 0;
 }
 
 int store_file_fd(struct store_client *client, uint64_t model, uint32_t file, int *ret_fd,

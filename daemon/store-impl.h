@@ -178,6 +178,17 @@ void window_look(struct window *window);
 void client_reclaim(struct store_client *client, uint32_t n_wanted);
 void store_reclaim(struct store *store);
 
+/* segment.c: the slots of a model's table of segments */
+/* Takes a sealed, charged region over. STORE_E_BUDGET: every slot is in use. */
+int segment_add(struct model *model, struct region *region, uint32_t *ret_slot);
+/* Nothing is placed there any more. Its memory goes when nobody reads or maps it. */
+void segment_retire(struct model *model, uint32_t slot);
+/* True: nothing lies in the slot (now). */
+bool segment_settle(struct model *model, uint32_t slot);
+/* Keeps its bytes for a reader on another thread. */
+struct segment *segment_use(struct model *model, uint32_t slot);
+void segment_leave(struct model *model, uint32_t slot);
+
 /* store-client.c */
 /* NULL, with a message: it has not attached that model. */
 struct attachment *client_find_attachment(const struct store_client *client, uint64_t model);

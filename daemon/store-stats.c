@@ -97,7 +97,7 @@ void store_visit_models(const struct store *store,
 			stats.decoded_model_bytes = model->loaded.decoded_bytes;
 		}
 		for (uint32_t i = 0; !model->loading && i < model->loaded.n_segments; i++)
-			stats.compressed_bytes += model->loaded.segments[i].charge.n_bytes;
+			stats.compressed_bytes += model->loaded.segments[i].region.charge.n_bytes;
 		for (uint32_t i = 0; i < model->n_chunk_slots; i++)
 			if (model->chunks[i])
 				stats.arena_bytes += model->chunks[i]->region.n_bytes;
@@ -128,7 +128,7 @@ bool store_is_valid(const struct store *store)
 			charged += model->chunks[i] ? model->chunks[i]->region.charge.n_bytes : 0;
 		}
 		for (uint32_t i = 0; !model->loading && i < model->loaded.n_segments; i++)
-			charged += model->loaded.segments[i].charge.n_bytes;
+			charged += model->loaded.segments[i].region.charge.n_bytes;
 		for (uint32_t i = 0; !model->loading && i < model->loaded.n_files; i++)
 			charged += model->loaded.files[i].charge.n_bytes;
 		charged += model->loaded.index.charge.n_bytes +

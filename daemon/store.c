@@ -132,7 +132,8 @@ void store_dispatch(struct store *store)
 static void set_charges(struct model *model, enum budget_kind segments, enum budget_kind tables)
 {
 	for (uint32_t i = 0; i < model->loaded.n_segments; i++)
-		charge_move(&model->loaded.segments[i].charge, segments);
+		if (model->loaded.segments[i].region.fd >= 0)
+			charge_move(&model->loaded.segments[i].region.charge, segments);
 	for (uint32_t i = 0; i < model->loaded.n_files; i++)
 		charge_move(&model->loaded.files[i].charge, tables);
 	charge_move(&model->loaded.index.charge, tables);
@@ -301,13 +302,18 @@ void store_settle_model(struct model *model)
 			arena_free_chunk(chunk);
 		gone = gone && !model->chunks[i];
 	}
+	for (uint32_t i = 0; i < model->loaded.n_segments; i++)
+		if (model->loaded.segments[i].retired)
+			(void)segment_settle(model, i);
 	if (!model->retired || model->n_attachments || model->n_decoding)
 		return;
 	/* The table goes after the chunks: freeing one writes its word. */
 	if (gone)
 		gone = region_retire(model, &model->loaded.placement);
-	for (uint32_t i = 0; i < model->loaded.n_segments; i++)
-		gone = region_retire(model, &model->loaded.segments[i]) && gone;
+	for (uint32_t i = 0; i < model->loaded.n_segments; i++) {
+		model->loaded.segments[i].retired = true;
+		gone = segment_settle(model, i) && gone;
+	}
 	for (uint32_t i = 0; i < model->loaded.n_files; i++)
 		gone = region_retire(model, &model->loaded.files[i]) && gone;
 	gone = region_retire(model, &model->loaded.index) && gone;
@@ -321,6 +327,9 @@ static bool has_retired(const struct model *model)
 		return true;
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++)
 		if (model->chunks[i] && (model->chunks[i]->retired || model->chunks[i]->has_orphans))
+			return true;
+	for (uint32_t i = 0; i < model->loaded.n_segments; i++)
+		if (model->loaded.segments[i].retired)
 			return true;
 	return false;
 }

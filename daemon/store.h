@@ -72,7 +72,7 @@ int store_attach(struct store_client *client, const char *name, struct store_att
 int store_detach(struct store_client *client, uint64_t model);
 /* O_RDONLY reopen for this client; the caller closes it after sending. */
 int store_segment_fd(struct store_client *client, uint64_t model, uint32_t segment, int *ret_fd,
-		     uint64_t *ret_bytes);
+		     uint64_t *ret_bytes, uint32_t *ret_generation);
 int store_chunk_fd(struct store_client *client, uint64_t model, uint32_t chunk, int *ret_fd,
 		   uint64_t *ret_bytes);
 /* A sidecar file's blob (record of the index's file table) in a sealed memfd, O_RDONLY. */

@@ -31,8 +31,9 @@ struct decode {
 	bool huge_pages;
 	const char *name;
 	const struct container_page *pages;
-	const uint8_t *segment;
-	uint64_t segment_bytes, first_page, n_bytes, page_bytes;
+	const uint8_t *form;
+	uint64_t form_bytes, pages_from, first_page, n_bytes, page_bytes;
+	uint32_t segment; /* the form's, kept while this runs */
 	uint8_t *data;
 	pthread_mutex_t mutex; /* of what follows */
 	uint64_t n_left;
@@ -66,13 +67,13 @@ void window_drop(struct window *window)
 static int decode_page(const struct decode *decode, uint64_t page, struct codec_context *codec)
 {
 	const struct container_page *record = &decode->pages[page];
-	uint64_t at = page * decode->page_bytes;
+	uint64_t at = page * decode->page_bytes, stored;
 	int r;
 
-	if (!range_fits(record->offset, record->stored_bytes, decode->segment_bytes))
-		r = message_set(STORE_E_CORRUPT, "it lies outside its segment");
+	if (!index_page_place(record, decode->pages_from, decode->form_bytes, &stored))
+		r = message_set(STORE_E_CORRUPT, "it lies outside its form");
 	else
-		r = container_decode_page(codec, record, decode->segment + record->offset,
+		r = container_decode_page(codec, record, decode->form + stored,
 					  decode->data + at,
 					  min_u64(decode->page_bytes, decode->n_bytes - at));
 	if (r)
@@ -133,6 +134,7 @@ static void page_done(struct pool_job *base)
 	window->pinned = false;
 	if (decode->result)
 		memory_free(window);
+	segment_leave(model, decode->segment);
 	decode->chunk->n_decoding--; /* last: these keep the chunk and the model */
 	model->n_decoding--;
 	(void)pthread_mutex_destroy(&decode->mutex);
@@ -143,32 +145,31 @@ static void page_done(struct pool_job *base)
 static int decode_new(struct model *model, const struct container_tensor *tensor,
 		      struct window *window, struct decode **ret_decode)
 {
-	const struct index *index = &model->loaded.catalog;
-	const struct container_form *form;
+	const struct held *held = &model->loaded.held[window->tensor];
+	const struct segment *segment;
 	struct decode *decode;
 	uint64_t n_bytes;
-	int r = placement_form(index, tensor, &form);
+	int r;
 
-	if (r)
-		return r;
 	if (!range_mul(window->n_pages, sizeof(decode->jobs[0]), &n_bytes) ||
 	    !range_add(n_bytes, sizeof(*decode), &n_bytes))
 		return -EOVERFLOW;
 	decode = memory_zalloc(n_bytes);
 	if (!decode)
 		return message_set(-ENOMEM, "no memory for a decode");
-	r = index_pages(index, form->page_record + window->first_page, window->n_pages,
-			&decode->pages);
-	if (!r)
-		r = index_tensor_name(index, tensor, &decode->name);
+	r = index_tensor_name(&model->loaded.catalog, tensor, &decode->name);
 	if (r) {
 		memory_free(decode);
 		return r;
 	}
 	decode->window = window;
 	decode->huge_pages = model->store->config.huge_pages;
-	decode->segment = model->loaded.segments[form->segment].data;
-	decode->segment_bytes = model->loaded.segments[form->segment].n_bytes;
+	segment = segment_use(model, held->segment);
+	decode->segment = held->segment;
+	decode->form = (const uint8_t *)segment->region.data + held->offset;
+	decode->form_bytes = held->stored_bytes;
+	decode->pages = held->pages + window->first_page;
+	decode->pages_from = held->pages_from;
 	decode->first_page = window->first_page;
 	decode->n_bytes = window->n_bytes;
 	decode->page_bytes = tensor->page_bytes;
@@ -208,6 +209,7 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 	}
 	r = arena_place(model, align_up(window->n_bytes, WINDOW_ALIGN), prefetch, &window->block);
 	if (r) {
+		segment_leave(model, decode->segment);
 		(void)pthread_mutex_destroy(&decode->mutex);
 		memory_free(decode);
 		memory_free(window);

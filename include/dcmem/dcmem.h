@@ -200,13 +200,15 @@ DCMEM_API int dcmem_read(struct dcmem *model, const struct dcmem_read *request);
 /*
  * Rows in place, read-only, rows dense. Zero-copy where the tensor is held raw; otherwise a window
  * that the daemon decoded once for every client, or (in-process) a decoded block of this process.
+ * How a tensor is held changes with time: a view stays what it is, but one that is never released
+ * keeps its memory from being used otherwise.
  * `data` is 64-byte aligned when row is 0. Valid until dcmem_release() or dcmem_close().
  */
 struct dcmem_view {
 	const void *data;
 	uint64_t n_bytes;
 	uint64_t row, n_rows;
-	uint64_t lease; /* 0: nothing to give back (zero-copy) */
+	uint64_t lease; /* 0: nothing to give back */
 	uint32_t kind;	/* DCMEM_VIEW_... */
 	uint32_t reserved;
 };
@@ -216,7 +218,7 @@ struct dcmem_view {
 /* n_rows of 0: to the end. */
 DCMEM_API int dcmem_acquire(struct dcmem *model, uint64_t tensor, uint64_t row, uint64_t n_rows,
 			    struct dcmem_view *ret_view);
-/* Gives a view back and clears it. A cleared or zero-copy view is fine. */
+/* Gives a view back and clears it. A cleared view is fine. */
 DCMEM_API void dcmem_release(struct dcmem *model, struct dcmem_view *view);
 /* Asks for rows to be made ready; returns at once. A hint: 0 says only that it was passed on. */
 DCMEM_API int dcmem_prefetch(struct dcmem *model, uint64_t tensor, uint64_t row, uint64_t n_rows);

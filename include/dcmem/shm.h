@@ -10,8 +10,9 @@
  *
  * A client gets an O_RDONLY reopen of its own of every object but the last, and maps it read-only.
  *
- * Placement table: one header, one record a tensor, one word a chunk. A record is a seqlock: odd
- * while the daemon writes. lib/proto/shared.h has the accessors; nothing else touches these words.
+ * Placement table: one header, one record a tensor, one word a chunk, one word a segment. A record is
+ * a seqlock: odd while the daemon writes. lib/proto/shared.h has the accessors; nothing else touches
+ * these words.
  */
 #ifndef DCMEM_SHM_H
 #define DCMEM_SHM_H
@@ -21,22 +22,29 @@
 
 #define SHM_PLACEMENT_MAGIC 0x4543414c504d4344ULL /* "DCMPLACE" */
 #define SHM_MAX_CHUNKS 4096 /* of one arena: 256 GiB of windows at 64 MiB; untuned */
+#define SHM_MAX_SEGMENTS 4096 /* of one model at a time; untuned */
 #define SHM_PAGES_IN_INDEX UINT32_MAX
 
 struct shm_placement_header {
 	uint64_t magic;
-	uint32_t version; /* 1 */
+	uint32_t version; /* 2 */
 	uint32_t retired; /* not 0: the model was unloaded; unmap, then DETACH */
 	uint64_t n_tensors;
-	uint32_t n_chunks; /* words in the chunk table */
+	uint32_t n_chunks; /* words in the chunk table; the words of the segments follow */
 	uint32_t chunk_epoch; /* grows whenever a chunk word changes to RETIRED */
 	uint64_t records_offset; /* from the start of the table, 64-byte aligned */
 	uint64_t chunks_offset;
 	uint64_t heartbeat_ns; /* CLOCK_MONOTONIC, about once a second */
-	uint64_t reserved;
+	uint32_t n_segments; /* words in the segment table */
+	uint32_t segment_epoch; /* grows whenever a segment was retired */
 };
 
-/* Where a tensor is held now: one stored form that covers all its pages. */
+/*
+ * Where a tensor is held now: one stored form that covers all its pages. Where its bytes lie may change
+ * at any time; a reader maps the segment that the record names, in the generation that it names, and
+ * what was read from there is checked by its hash. Page p lies at
+ * offset + (pages[p].offset - pages_from) of the segment.
+ */
 struct shm_placement {
 	uint32_t sequence; /* odd: being written */
 	uint32_t generation; /* grows with every change */
@@ -46,10 +54,16 @@ struct shm_placement {
 	uint64_t stored_bytes;
 	uint64_t page_record; /* first container_page: a record number of the index's page table,
 				 or a byte offset in segment pages_segment */
-	uint32_t pages_segment; /* SHM_PAGES_IN_INDEX */
-	uint32_t reserved[5];
+	uint32_t pages_segment; /* SHM_PAGES_IN_INDEX, or `segment` */
+	uint32_t segment_generation; /* of `segment`: its word, while it lives */
+	uint64_t pages_from;
+	uint64_t reserved;
 };
 #define SHM_PLACEMENT_RAW (1U << 0)
+/*
+ * A segment word: the generation of what lies in this slot, or 0. A client that maps another
+ * generation unmaps it as soon as nobody reads or views it.
+ */
 
 /* A chunk word. RETIRED: when it holds no lease there, a client unmaps it and sends CHUNK_ACK. */
 #define SHM_CHUNK_UNUSED 0

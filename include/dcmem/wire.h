@@ -85,7 +85,7 @@ struct wire_attach_reply { /* + fds: index, placement */
 	uint64_t n_tensors;
 	uint64_t index_bytes;
 	uint64_t placement_bytes;
-	uint32_t n_segments;
+	uint32_t n_segments; /* that exist now: those of the placement table count */
 	uint32_t reserved;
 	uint8_t fingerprint[16];
 };
@@ -98,7 +98,7 @@ struct wire_segment { /* SEGMENT, CHUNK, FILE requests, CHUNK_ACK; SHARE: all 0 
 
 struct wire_segment_reply { /* + fd, read-only; SHARE: read-write, id is the number of words */
 	uint32_t id;
-	uint32_t reserved;
+	uint32_t generation; /* SEGMENT: of what lies there now; others: 0 */
 	uint64_t n_bytes;
 };
 

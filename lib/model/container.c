@@ -165,6 +165,12 @@ void container_close(struct container *container)
 	container->index_bytes = memory_free(container->index_bytes);
 }
 
+void container_share_index(struct container *container, const struct index *index)
+{
+	container->index_bytes = memory_free(container->index_bytes);
+	container->index = *index;
+}
+
 int container_read_blob(const struct container *container, const struct container_file *file,
 			void **ret_data)
 {

@@ -20,6 +20,8 @@ int container_open(struct container *container, const char *path);
 /* The same on a descriptor, which it takes over on success. `name` is for messages. */
 int container_open_fd(struct container *container, int fd, const char *name);
 void container_close(struct container *container);
+/* Gives up its own copy of the index for one of the same bytes, which must outlive it. */
+void container_share_index(struct container *container, const struct index *index);
 
 /* Reads a sidecar blob (safetensors head or verbatim file), verified; free with memory_free(). */
 int container_read_blob(const struct container *container, const struct container_file *file,

@@ -100,6 +100,17 @@ static int string_at(const struct index *index, uint64_t offset, uint64_t n_byte
 	return 0;
 }
 
+bool index_page_place(const struct container_page *page, uint64_t pages_from,
+		      uint64_t stored_bytes, uint64_t *ret_offset)
+{
+	uint64_t at = page->offset - pages_from;
+
+	if (page->offset < pages_from || !range_fits(at, page->stored_bytes, stored_bytes))
+		return false;
+	*ret_offset = at;
+	return true;
+}
+
 int index_shape(const struct container_tensor *tensor, struct index_shape *ret_shape)
 {
 	struct index_shape shape = {.n_rows = 1, .n_cols = 1};

@@ -58,6 +58,12 @@ struct index_shape {
 	uint32_t rows_per_page; /* 0: a row is longer than a page */
 };
 int index_shape(const struct container_tensor *tensor, struct index_shape *ret_shape);
+/*
+ * Where a page lies in a form's extent of `stored_bytes`, whose pages count their offsets from
+ * `pages_from`. False: outside of it.
+ */
+bool index_page_place(const struct container_page *page, uint64_t pages_from,
+		      uint64_t stored_bytes, uint64_t *ret_offset);
 /* Decoded bytes of page i of the tensor. */
 uint64_t index_page_bytes(const struct container_tensor *tensor, uint64_t page);
 /* Element size of a dtype (0 unknown) and its safetensors name (NULL unknown), and back. */

@@ -102,8 +102,10 @@ static const char *wire_check_body(enum wire_direction direction, const struct w
 	case WIRE_SHARE:
 		if (m->header.type == WIRE_SHARE && request && (m->segment.model || m->segment.id))
 			return "a SHARE that names something";
-		if (request ? m->segment.reserved != 0 : m->segment_reply.reserved != 0)
+		if (request && m->segment.reserved != 0)
 			return "a reserved field of SEGMENT, CHUNK or FILE is not 0";
+		if (!request && m->header.type != WIRE_SEGMENT && m->segment_reply.generation != 0)
+			return "a generation that is not a SEGMENT's";
 		break;
 	case WIRE_ACQUIRE:
 	case WIRE_PREFETCH:

@@ -398,13 +398,15 @@ static void test_unload(void **state)
 	struct store_client *client;
 	struct answer answer;
 	uint64_t model, n_bytes;
+	uint32_t generation;
 	int fd;
 
 	assert_int_equal(load(store, path, "m").result, 0);
 	client = join(store, &model);
 	answer = take(client, model, 0, 0, N_PAGES);
-	assert_int_equal(store_segment_fd(client, model, 0, &fd, &n_bytes), 0);
-	assert_int_equal(store_segment_fd(client, model, 1, &fd, &n_bytes), STORE_E_INVALID);
+	assert_int_equal(store_segment_fd(client, model, 0, &fd, &n_bytes, &generation), 0);
+	assert_int_equal(store_segment_fd(client, model, 99, &fd, &n_bytes, &generation),
+			 STORE_E_INVALID);
 	assert_int_equal(store_unload(store, "m"), 0);
 	assert_int_equal(store_unload(store, "m"), STORE_E_NOT_FOUND);
 	assert_int_equal(take(client, model, 0, 0, 1).result, STORE_E_RETIRED);

@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which tensors share a segment in memory: large ones have one alone, so that it can be replaced. */
+#ifndef DCMEM_LAYOUT_H
+#define DCMEM_LAYOUT_H
+
+#include "dcmem/shm.h"
+#include "placement.h"
+
+struct layout_segment {
+	uint64_t n_bytes;
+	uint64_t first, count; /* in layout.order */
+	bool alone;	       /* one stored form, of one tensor and those that share its bytes */
+};
+
+struct layout {
+	struct layout_segment *segments;
+	uint32_t n_segments;
+	uint64_t *order; /* tensors that own stored bytes */
+	uint64_t n_order;
+	uint64_t *owners; /* of each tensor: the one whose bytes it has; itself mostly */
+};
+
+/*
+ * Lays out the forms that will be held, and says in `held` (one a tensor) where each goes. Free the
+ * layout with layout_deinit() after any outcome.
+ */
+int layout_init(struct layout *layout, const struct index *index, struct held *held);
+void layout_deinit(struct layout *layout);
+
+#endif
