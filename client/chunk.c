@@ -7,6 +7,7 @@
  */
 #include "served.h"
 
+#include "base/clock.h"
 #include "base/range.h"
 #include "proto/shared.h"
 
@@ -236,7 +237,7 @@ static void window_pages(const struct client_tensor *tensor, uint64_t row, uint6
 int served_acquire_window(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 			  uint64_t n_rows, struct dcmem_view *ret_view)
 {
-	uint64_t number, session, id, first_page, start = row * tensor->shape.row_bytes;
+	uint64_t number, session, id, first_page, began, start = row * tensor->shape.row_bytes;
 	struct client_lease granted, *lease;
 	const uint8_t *data = NULL;
 	struct wire_acquire asked;
@@ -247,6 +248,7 @@ int served_acquire_window(struct dcmem *model, const struct client_tensor *tenso
 	pthread_mutex_lock(&model->lock);
 	kept = kept_take(model, &asked, &granted, &data, &first_page);
 	pthread_mutex_unlock(&model->lock);
+	began = kept ? 0 : clock_now_ns();
 	if (kept)
 		data += start - first_page * tensor->record->page_bytes;
 	for (unsigned try = 0; try < ACQUIRE_TRIES && !kept; try++) {
@@ -267,6 +269,8 @@ int served_acquire_window(struct dcmem *model, const struct client_tensor *tenso
 		if (r != -ESTALE && r != DCMEM_E_NOT_FOUND)
 			break;
 	}
+	if (!kept)
+		kept_waited(model->served, clock_now_ns() - began);
 	if (r == -ESTALE)
 		return message_set(DCMEM_E_DISCONNECTED, "the daemon went away again and again");
 	if (r != 0)
@@ -290,6 +294,7 @@ int served_acquire_window(struct dcmem *model, const struct client_tensor *tenso
 					.lease = number,
 					.kind = DCMEM_VIEW_WINDOW};
 	client_count(&model->counts.window_bytes, ret_view->n_bytes);
+	kept_count(model, tensor->id, ret_view->n_bytes, false);
 	return 0;
 }
 

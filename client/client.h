@@ -150,6 +150,9 @@ int served_file(struct dcmem *model, uint64_t file, const struct container_file 
 int served_prefetch(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 		    uint64_t n_rows);
 
+/* Tells the daemon, without a word, what was taken: bytes of a tensor; `local`: decoded here. */
+void kept_count(const struct dcmem *model, uint64_t tensor, uint64_t n_bytes, bool local);
+
 void chunk_release(struct dcmem *model, struct client_lease *lease);
 void segment_leave(struct dcmem *model, struct served_segment *segment);
 

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "base/range.h"
 #include "proto/shared.h"
 
 #define CHECK_NS (1 * NS_PER_MS) /* a dead daemon is noticed this late; untuned */
@@ -155,10 +156,11 @@ static int share_map(struct served_share *share, const struct transport_reply *r
 {
 	uint64_t n_bytes = reply->message.segment_reply.n_bytes;
 	uint32_t n = reply->message.segment_reply.id;
+	struct shm_leases_header *header;
 	int r;
 
 	if (n == 0 || n > SHM_MAX_KEPT ||
-	    n_bytes != sizeof(struct shm_leases_header) + n * sizeof(uint64_t))
+	    n_bytes < sizeof(struct shm_leases_header) + n * sizeof(uint64_t))
 		return message_set(DCMEM_E_PROTOCOL, "the daemon sent a damaged table of leases");
 	r = served_map_fd(reply->fds[0], n_bytes, &share->map);
 	if (r != 0)
@@ -171,7 +173,14 @@ static int share_map(struct served_share *share, const struct transport_reply *r
 	}
 	share->map.n_bytes = n_bytes;
 	share->n = n;
-	share->words = (uint64_t *)((struct shm_leases_header *)share->map.base + 1);
+	header = share->map.base;
+	share->words = (uint64_t *)(header + 1);
+	if (header->counters_offset % sizeof(uint64_t) == 0 && header->n_counters > 0 &&
+	    range_fits_records(header->counters_offset, header->n_counters, sizeof(uint64_t),
+			       n_bytes)) {
+		share->n_counters = header->n_counters;
+		share->counters = (uint64_t *)((uint8_t *)share->map.base + header->counters_offset);
+	}
 	share->kept = memory_array(n, sizeof(*share->kept));
 	share->buckets = memory_array(n, sizeof(*share->buckets));
 	if (!share->kept || !share->buckets)
@@ -203,7 +212,7 @@ void kept_open(struct dcmem *model)
 	share->session = transport_session(&served->transport);
 	pthread_mutex_lock(&model->lock);
 	share->next = served->share;
-	served->share = share;
+	__atomic_store_n(&served->share, share, __ATOMIC_RELEASE);
 	pthread_mutex_unlock(&model->lock);
 }
 
@@ -215,4 +224,24 @@ void kept_close(struct served *served)
 		served->share = share->next;
 		share_free(share);
 	}
+}
+
+void kept_count(const struct dcmem *model, uint64_t tensor, uint64_t n_bytes, bool local)
+{
+	const struct served_share *share =
+		model->served ? __atomic_load_n(&model->served->share, __ATOMIC_ACQUIRE) : NULL;
+
+	if (!share || !share->counters)
+		return;
+	client_count(&share->counters[tensor % share->n_counters], n_bytes);
+	if (local)
+		client_count(&((struct shm_leases_header *)share->map.base)->local_bytes, n_bytes);
+}
+
+void kept_waited(const struct served *served, uint64_t ns)
+{
+	const struct served_share *share = __atomic_load_n(&served->share, __ATOMIC_ACQUIRE);
+
+	if (share)
+		client_count(&((struct shm_leases_header *)share->map.base)->waited_ns, ns);
 }

@@ -152,6 +152,8 @@ static int read_visit(struct dcmem *model, const struct client_tensor *tensor, u
 	}
 	client_form_close(model, &form);
 	scratch_release(model, scratch);
+	if (r == 0)
+		kept_count(model, tensor->id, n_bytes, true);
 	return r;
 }
 

@@ -440,6 +440,7 @@ int served_acquire_raw(struct dcmem *model, const struct client_tensor *tensor, 
 					.lease = number,
 					.kind = DCMEM_VIEW_RAW};
 	client_count(&model->counts.raw_bytes, ret_view->n_bytes);
+	kept_count(model, tensor->id, ret_view->n_bytes, false);
 	return 0;
 }
 

@@ -69,6 +69,7 @@ struct served_share {
 	struct served_map map;
 	struct fork_hole hole;
 	uint64_t *words;
+	uint64_t *counters, n_counters;
 	uint32_t n; /* of words, kept and buckets */
 	struct served_kept *kept;
 	uint32_t *buckets; /* slot + 1 */
@@ -88,7 +89,7 @@ struct served {
 	struct served_segment *segments;
 	struct served_segment **slots; /* SHM_MAX_SEGMENTS: the newest of each, or NULL */
 	struct served_chunk *chunks;
-	struct served_share *share;
+	struct served_share *share; /* also read without it, by kept_count() */
 	uint64_t checked_ns; /* the connection, by kept_take() */
 	uint64_t seen_session;
 	uint32_t seen_epoch, seen_segment_epoch;
@@ -136,6 +137,8 @@ void kept_add(struct dcmem *model, const struct wire_acquire *asked,
 /* Asks for the table of a new connection, with transport->lock held; without it all goes as before. */
 void kept_open(struct dcmem *model);
 void kept_close(struct served *served);
+/* Time spent waiting for the daemon. */
+void kept_waited(const struct served *served, uint64_t ns);
 
 /* chunk.c: unmaps chunks that were retired or belong to lost connections, and says so. */
 void chunk_obey(struct dcmem *model);

@@ -17,6 +17,7 @@
 #include "base/memory.h"
 #include "base/message.h"
 #include "base/range.h"
+#include "daemon/admin-impl.h"
 #include "daemon/stats.h"
 #include "dcmem/dcmem.h"
 #include "model/index.h"
@@ -40,7 +41,7 @@ void admin_setup(void)
 	json_set_alloc_funcs(memory_alloc, admin_json_free);
 }
 
-static char *admin_dump(json_t *value)
+char *admin_dump(json_t *value)
 {
 	char *text = value ? json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY) : NULL;
 
@@ -73,7 +74,7 @@ static char *admin_success(const char *key, const char *value)
 }
 
 /* A member that must be a string (or may be missing). */
-static int admin_string(const json_t *object, const char *key, bool needed, const char **ret_text)
+int admin_string(const json_t *object, const char *key, bool needed, const char **ret_text)
 {
 	const json_t *value = json_object_get(object, key);
 
@@ -91,8 +92,7 @@ static int admin_string(const json_t *object, const char *key, bool needed, cons
 	return 0;
 }
 
-static int admin_number(const json_t *object, const char *key, uint64_t missing,
-			uint64_t *ret_number)
+int admin_number(const json_t *object, const char *key, uint64_t missing, uint64_t *ret_number)
 {
 	const json_t *value = json_object_get(object, key);
 
@@ -106,7 +106,7 @@ static int admin_number(const json_t *object, const char *key, uint64_t missing,
 	return 0;
 }
 
-static int admin_name(const json_t *object, const char *key, bool needed, const char **ret_name)
+int admin_name(const json_t *object, const char *key, bool needed, const char **ret_name)
 {
 	const char *name;
 	int r = admin_string(object, key, needed, &name);
@@ -147,7 +147,7 @@ static int admin_check_path(const struct server *server, const char *path, char 
 	return message_set(DCMEM_E_DENIED, "%s: not inside a directory of \"model_dirs\"", path);
 }
 
-static int admin_check_rights(const struct admin_request *request)
+int admin_check_rights(const struct admin_request *request)
 {
 	if (request->peer->is_admin)
 		return 0;
@@ -391,6 +391,8 @@ static const struct {
 	{"unload", admin_unload, "name "},
 	{"tensors", admin_tensors, "model first count "},
 	{"read", admin_read, "model tensor offset length "},
+	{"tune", admin_tune,
+	 "model explain first count objective budget background frozen weight pin floor ceiling limit "},
 };
 
 static bool admin_knows_member(const char *members, const char *key)

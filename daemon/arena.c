@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "base/message.h"
 #include "base/range.h"
@@ -14,6 +15,10 @@
 #include "hugepage.h"
 #include "placement.h"
 #include "store-impl.h"
+#include "tuner.h"
+
+#define SWEPT 0.5		 /* order from which on a model counts as swept; untuned */
+#define DEAD_NS (10 * NS_PER_S) /* untuned: longer than most sweeps take */
 
 void arena_prepare_chunk(struct chunk *chunk, bool huge_pages)
 {
@@ -86,6 +91,9 @@ static int chunk_new(struct model *model, uint64_t n_bytes, struct chunk **ret_c
 	if (id == SHM_MAX_CHUNKS)
 		return message_set(STORE_E_BUDGET, "the arena has %u chunks, the most it can have",
 				   SHM_MAX_CHUNKS);
+	/* A model's first chunk may take what is reserved: without it nothing could be read. */
+	if (model->n_chunks && !budget_has_room(&store->budget, n_bytes + store->reserve_bytes))
+		return message_set(STORE_E_BUDGET, "the rest of the budget is reserved");
 	r = budget_charge(&store->budget, BUDGET_DECODED, n_bytes, &charge);
 	if (r)
 		return r;
@@ -118,6 +126,7 @@ static int chunk_new(struct model *model, uint64_t n_bytes, struct chunk **ret_c
 	TAILQ_INSERT_HEAD(&chunk->blocks, all, link);
 	(void)pthread_mutex_init(&chunk->prepare_mutex, NULL);
 	model->chunks[id] = chunk;
+	model->n_chunks++;
 	model->n_chunk_slots = (uint32_t)max_u64(model->n_chunk_slots, id + 1);
 	placement_set_chunk(&model->loaded.placement, id, SHM_CHUNK_LIVE);
 	store->stats.n_chunks++;
@@ -152,6 +161,7 @@ void arena_free_chunk(struct chunk *chunk)
 		attachment->told[chunk->id] = TOLD_NOT;
 	region_close(&chunk->region);
 	model->chunks[chunk->id] = NULL;
+	model->n_chunks--;
 	model->store->stats.n_chunks--;
 	(void)pthread_mutex_destroy(&chunk->prepare_mutex);
 	memory_free(chunk);
@@ -234,7 +244,7 @@ static bool room_is_coming(struct store *store, uint64_t n_bytes)
 	struct budget now;
 
 	budget_get(&store->budget, &now);
-	return n_bytes <= now.limit - now.total + now.used[BUDGET_RETIRED];
+	return n_bytes + now.total <= now.limit + now.used[BUDGET_RETIRED];
 }
 
 void arena_yield(struct model *model, uint64_t n_bytes, bool mapped_too)
@@ -282,33 +292,88 @@ static bool can_recycle(const struct block *block, bool gentle)
 			   !window->pinned && !(gentle && window->fresh));
 }
 
-/*
- * From `first` on, a run of recyclable blocks that holds `size`: its last block, and the stamp of
- * its most recently used window. NULL: there is none.
- */
-static struct block *measure_run(struct block *first, uint64_t size, bool gentle,
-				 uint64_t *ret_stamp)
+double arena_streams(const struct model *model)
 {
-	uint64_t sum = 0, stamp = 0;
+	const struct tuned_model *tuned = model->tuned;
+	double share = tuned && tuned->share > 1 ? tuned->share : 1;
+
+	return tuned && tuned->readers > share ? tuned->readers / share : 1;
+}
+
+/*
+ * Which windows go first. Where a model is swept and does not fit, the last to be read again is what
+ * was read just now: most windows stay, and the rest of the sweep streams through as few others as
+ * its readers need. Where access is random, it is the longest unused.
+ */
+enum recycle_rank {
+	RANK_DEAD,     /* of a tensor that is raw now, or not looked at for long */
+	RANK_STREAMED,
+	RANK_RESIDENT,
+};
+
+static bool is_swept(const struct model *model)
+{
+	return model->tuned && model->tuned->order > SWEPT;
+}
+
+static enum recycle_rank rank_of(const struct window *window, uint64_t now, bool ring_is_full)
+{
+	const struct model *model = window->model;
+
+	if (model->loaded.held[window->tensor].raw || now - window->touched_ns > DEAD_NS)
+		return RANK_DEAD;
+	if (!is_swept(model))
+		return RANK_RESIDENT;
+	return window->streamed == ring_is_full ? RANK_STREAMED : RANK_RESIDENT;
+}
+
+struct run {
+	struct block *first, *last;
+	enum recycle_rank rank; /* the highest in it */
+	uint64_t stamp;		/* the latest use in it */
+};
+
+/* From `first` on, recyclable neighbours that hold `size`. False: there are none. */
+static bool measure_run(struct block *first, uint64_t size, bool gentle, uint64_t now, bool ring_is_full,
+			struct run *ret_run)
+{
+	struct run run = {.first = first};
+	uint64_t sum = 0;
 
 	for (struct block *block = first; block && can_recycle(block, gentle);
 	     block = TAILQ_NEXT(block, link)) {
 		sum += block->size;
-		if (block->window)
-			stamp = max_u64(stamp, block->window->stamp);
+		if (block->window) {
+			run.rank = max_u64(run.rank, rank_of(block->window, now, ring_is_full));
+			run.stamp = max_u64(run.stamp, block->window->stamp);
+		}
 		if (sum >= size) {
-			*ret_stamp = stamp;
-			return block;
+			run.last = block;
+			*ret_run = run;
+			return true;
 		}
 	}
-	return NULL;
+	return false;
 }
 
-/* Evicts the run of neighbours whose latest use is the longest ago. NULL: none is large enough. */
+static bool goes_before(const struct run *a, const struct run *b)
+{
+	return a->rank != b->rank ? a->rank < b->rank : a->stamp < b->stamp;
+}
+
+/* The ring holds what every stream needs: a window in use, those ahead, and one for who lags. */
+static bool ring_is_full(const struct model *model)
+{
+	return (double)model->streamed_bytes >=
+	       arena_streams(model) * (double)model->largest_window * (2 + ACQUIRE_AHEAD);
+}
+
+/* Evicts the run of neighbours that is needed again the latest. NULL: none is large enough. */
 static struct block *recycle(struct model *model, uint64_t size, bool gentle)
 {
-	struct block *best = NULL, *best_last = NULL;
-	uint64_t best_stamp = UINT64_MAX;
+	struct run best = {0}, run;
+	uint64_t now = clock_now_ns();
+	bool full = ring_is_full(model);
 
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++) {
 		struct chunk *chunk = model->chunks[i];
@@ -319,21 +384,15 @@ static struct block *recycle(struct model *model, uint64_t size, bool gentle)
 		TAILQ_FOREACH(block, &chunk->blocks, link)
 			if (block->window)
 				window_look(block->window);
-		TAILQ_FOREACH(block, &chunk->blocks, link) {
-			uint64_t stamp;
-			struct block *last = measure_run(block, size, gentle, &stamp);
-
-			if (last && stamp < best_stamp) {
-				best = block;
-				best_last = last;
-				best_stamp = stamp;
-			}
-		}
+		TAILQ_FOREACH(block, &chunk->blocks, link)
+			if (measure_run(block, size, gentle, now, full, &run) &&
+			    (!best.first || goes_before(&run, &best)))
+				best = run;
 	}
-	if (!best)
+	if (!best.first)
 		return NULL;
-	/* From the end, so that `best` is never merged into a block before it goes itself. */
-	for (struct block *block = best_last;; ) {
+	/* From the end, so that the first is never merged into a block before it goes itself. */
+	for (struct block *block = best.last;; ) {
 		struct block *previous = TAILQ_PREV(block, block_list, link);
 
 		if (block->window) {
@@ -342,18 +401,20 @@ static struct block *recycle(struct model *model, uint64_t size, bool gentle)
 			window_drop(block->window);
 			model->store->stats.evictions++;
 		}
-		if (block == best)
+		if (block == best.first)
 			break;
 		block = previous;
 	}
 	return find_free(model, size);
 }
 
-int arena_place(struct model *model, uint64_t size, bool gentle, struct block **ret_block)
+int arena_place(struct model *model, uint64_t size, bool gentle, struct block **ret_block,
+		bool *ret_recycled)
 {
 	struct block *block = find_free(model, size);
 	uint64_t least = align_up(size, HUGEPAGE_BYTES);
 	struct chunk *chunk;
+	bool recycled = false;
 	int r = 0;
 
 	if (!block) {
@@ -364,6 +425,7 @@ int arena_place(struct model *model, uint64_t size, bool gentle, struct block **
 			block = recycle(model, size, gentle);
 		else
 			return r;
+		recycled = r && block;
 	}
 	if (!block && least < model->chunk_bytes) {
 		r = chunk_new(model, least, &chunk);
@@ -376,6 +438,7 @@ int arena_place(struct model *model, uint64_t size, bool gentle, struct block **
 	if (!block)
 		return message_set(-ENOMEM, "no memory for a window");
 	*ret_block = block;
+	*ret_recycled = recycled;
 	return 0;
 }
 

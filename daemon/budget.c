@@ -2,7 +2,7 @@
 /*
  * The budget. Owns the sums; refuses a charge that would pass the limit, before anybody touches a
  * page of it, because the kernel does not refuse shared memory over a cgroup's limit: it kills.
- * Any thread. Invariant: total is the sum of the kinds and never above the limit.
+ * Any thread. Invariant: total is the sum of the kinds, and grows only up to the limit.
  */
 #include "budget.h"
 
@@ -37,7 +37,7 @@ int budget_charge(struct budget *budget, enum budget_kind kind, uint64_t n_bytes
 
 	pthread_mutex_lock(&budget->mutex);
 	total = budget->total;
-	fits = n_bytes <= budget->limit - total;
+	fits = total <= budget->limit && n_bytes <= budget->limit - total;
 	if (fits) {
 		budget->total += n_bytes;
 		budget->used[kind] += n_bytes;
@@ -58,9 +58,30 @@ bool budget_has_room(struct budget *budget, uint64_t n_bytes)
 	bool fits;
 
 	pthread_mutex_lock(&budget->mutex);
-	fits = n_bytes <= budget->limit - budget->total;
+	fits = budget->total <= budget->limit && n_bytes <= budget->limit - budget->total;
 	pthread_mutex_unlock(&budget->mutex);
 	return fits;
+}
+
+void budget_set_limit(struct budget *budget, uint64_t limit)
+{
+	pthread_mutex_lock(&budget->mutex);
+	budget->limit = limit;
+	pthread_mutex_unlock(&budget->mutex);
+}
+
+void charge_shrink(struct charge *charge, uint64_t n_bytes)
+{
+	struct budget *budget = charge->budget;
+
+	if (!budget)
+		return;
+	pthread_mutex_lock(&budget->mutex);
+	assert(charge->n_bytes >= n_bytes);
+	budget->used[charge->kind] -= charge->n_bytes - n_bytes;
+	budget->total -= charge->n_bytes - n_bytes;
+	pthread_mutex_unlock(&budget->mutex);
+	charge->n_bytes = n_bytes;
 }
 
 void charge_move(struct charge *charge, enum budget_kind kind)

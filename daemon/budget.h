@@ -35,6 +35,10 @@ int budget_charge(struct budget *budget, enum budget_kind kind, uint64_t n_bytes
 		  struct charge *ret_charge);
 /* Would `n_bytes` fit now? */
 bool budget_has_room(struct budget *budget, uint64_t n_bytes);
+/* Limits from now on. What is held beyond it stays: nothing is admitted until there is less. */
+void budget_set_limit(struct budget *budget, uint64_t limit);
+/* Gives back all but n_bytes of it. */
+void charge_shrink(struct charge *charge, uint64_t n_bytes);
 /* Books the bytes under another kind. */
 void charge_move(struct charge *charge, enum budget_kind kind);
 /* Gives them back; fine on an empty charge. */

@@ -46,6 +46,9 @@ int config_init(struct config *config)
 			.lease_deadline_ms = 30000,
 			.max_leases = 4096,
 			.huge_pages = true,
+			.tune = true,
+			.objective = PLANNER_BALANCED,
+			.background = 50,
 		},
 	};
 	if (geteuid() != 0 && runtime && runtime[0] == '/')
@@ -359,6 +362,30 @@ static int config_key_numa(struct config *config, const json_t *value, const cha
 	return 0;
 }
 
+static int config_key_objective(struct config *config, const json_t *value, const char *where)
+{
+	const char *text;
+	int r = config_want_string(value, where, &text);
+
+	if (r < 0)
+		return r;
+	config->store.tune = strcmp(text, "off") != 0;
+	if (!config->store.tune)
+		return 0;
+	for (unsigned i = 0; i < PLANNER_N_OBJECTIVES; i++) {
+		if (!strcmp(text, planner_objective_name(i))) {
+			config->store.objective = i;
+			return 0;
+		}
+	}
+	return message_set(-EINVAL, "%s: \"%s\" is not latency, balanced, memory or off", where, text);
+}
+
+static int config_key_background(struct config *config, const json_t *value, const char *where)
+{
+	return config_want_u32(value, where, 1, 100, &config->store.background);
+}
+
 static int config_key_io(struct config *config, const json_t *value, const char *where)
 {
 	const char *text;
@@ -447,6 +474,8 @@ static const struct {
 	{"max_leases", config_key_max_leases},
 	{"huge_pages", config_key_huge_pages},
 	{"numa", config_key_numa},
+	{"objective", config_key_objective},
+	{"background", config_key_background},
 	{"io", config_key_io},
 	{"model_dirs", config_key_model_dirs},
 	{"models", config_key_models},

@@ -148,7 +148,7 @@ static int submit_tensor(struct model_load *load, struct verify_batch *batch, ui
 		pthread_mutex_lock(&batch->mutex);
 		batch->n_left++;
 		pthread_mutex_unlock(&batch->mutex);
-		pool_submit(load->verifiers, &job->job, false);
+		pool_submit(load->verifiers, &job->job, POOL_AHEAD);
 	}
 	return 0;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Worker threads. Owns the threads, a codec context for each and two queues; jobs are their
+ * Worker threads. Owns the threads, a codec context for each and a queue a priority; jobs are their
  * submitter's. Submitting is for any thread, dispatch and free for the loop thread. Invariant: a
  * job is in one queue at most, and the mutex orders everything that it carries between threads.
  */
@@ -11,9 +11,12 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/memory.h"
 #include "base/message.h"
 #include "codec/codec.h"
+
+#define FLOOR 20 /* of the background: one part of the time in so many */
 
 TAILQ_HEAD(job_list, pool_job);
 
@@ -26,49 +29,81 @@ struct worker {
 struct pool {
 	pthread_mutex_t mutex;
 	pthread_cond_t wake;
-	struct job_list urgent, normal, finished;
+	struct job_list queues[POOL_N_PRIORITIES], finished;
 	bool stopping;
+	uint32_t n_running[POOL_N_PRIORITIES], n_background; /* the most of the latter at a time */
+	uint64_t busy_ns[POOL_N_PRIORITIES];
+	uint64_t due_ns; /* when the background has a right to a thread */
 	int event_fd;
 	uint32_t n_workers; /* started */
 	struct worker *workers;
 };
 
-static struct pool_job *next_job(struct pool *pool)
+static bool background_is_due(const struct pool *pool)
 {
-	struct job_list *list = TAILQ_EMPTY(&pool->urgent) ? &pool->normal : &pool->urgent;
-	struct pool_job *job = TAILQ_FIRST(list);
+	return !TAILQ_EMPTY(&pool->queues[POOL_BACKGROUND]) &&
+	       pool->n_running[POOL_BACKGROUND] == 0 && clock_now_ns() >= pool->due_ns;
+}
 
+static struct pool_job *next_job(struct pool *pool, enum pool_priority *ret_priority)
+{
+	enum pool_priority priority = background_is_due(pool) ? POOL_BACKGROUND : POOL_DEMAND;
+	struct pool_job *job = NULL;
+
+	for (; priority < POOL_N_PRIORITIES && !job; priority++) {
+		if (priority == POOL_BACKGROUND &&
+		    pool->n_running[POOL_BACKGROUND] >= pool->n_background)
+			break;
+		job = TAILQ_FIRST(&pool->queues[priority]);
+		*ret_priority = priority;
+	}
 	if (job)
-		TAILQ_REMOVE(list, job, link);
+		TAILQ_REMOVE(&pool->queues[*ret_priority], job, link);
 	return job;
+}
+
+/* The mutex is held before and after, not while it runs. */
+static void run_job(struct worker *worker, struct pool_job *job, enum pool_priority priority)
+{
+	struct pool *pool = worker->pool;
+	uint64_t start, spent, one = 1;
+	bool finished;
+
+	pool->n_running[priority]++;
+	pthread_mutex_unlock(&pool->mutex);
+	start = clock_now_ns();
+	finished = job->run(job, worker->codec);
+	spent = clock_now_ns() - start;
+	pthread_mutex_lock(&pool->mutex);
+	pool->n_running[priority]--;
+	pool->busy_ns[priority] += spent;
+	if (priority == POOL_BACKGROUND)
+		pool->due_ns = start + FLOOR * spent;
+	if (!finished)
+		return; /* the job may be gone */
+	TAILQ_INSERT_TAIL(&pool->finished, job, link);
+	/* Non-blocking; a full counter is readable, which is all that is wanted. */
+	(void)!write(pool->event_fd, &one, sizeof(one));
 }
 
 static void *worker_main(void *data)
 {
 	struct worker *worker = data;
 	struct pool *pool = worker->pool;
+	enum pool_priority priority;
+	struct pool_job *job;
 
 	pthread_mutex_lock(&pool->mutex);
 	for (;;) {
-		struct pool_job *job = next_job(pool);
-		uint64_t one = 1;
-
-		if (!job) {
-			if (pool->stopping)
-				break;
+		job = next_job(pool, &priority);
+		if (job)
+			run_job(worker, job, priority);
+		else if (pool->stopping && TAILQ_EMPTY(&pool->queues[POOL_BACKGROUND]))
+			break;
+		else
 			pthread_cond_wait(&pool->wake, &pool->mutex);
-			continue;
-		}
-		pthread_mutex_unlock(&pool->mutex);
-		if (!job->run(job, worker->codec)) {
-			pthread_mutex_lock(&pool->mutex);
-			continue;
-		}
-		pthread_mutex_lock(&pool->mutex);
-		TAILQ_INSERT_TAIL(&pool->finished, job, link);
-		/* Non-blocking; a full counter is readable, which is all that is wanted. */
-		(void)!write(pool->event_fd, &one, sizeof(one));
 	}
+	pthread_cond_broadcast(&pool->wake); /* others may wait for the background to end */
 	pthread_mutex_unlock(&pool->mutex);
 	return NULL;
 }
@@ -104,8 +139,9 @@ int pool_new(uint32_t n_threads, int event_fd, struct pool **ret_pool)
 		return -ENOMEM;
 	(void)pthread_mutex_init(&pool->mutex, NULL);
 	(void)pthread_cond_init(&pool->wake, NULL);
-	TAILQ_INIT(&pool->urgent);
-	TAILQ_INIT(&pool->normal);
+	for (unsigned i = 0; i < POOL_N_PRIORITIES; i++)
+		TAILQ_INIT(&pool->queues[i]);
+	pool->n_background = n_threads > 1 ? n_threads - 1 : 1;
 	TAILQ_INIT(&pool->finished);
 	pool->event_fd = event_fd;
 	pool->workers = memory_array(n_threads, sizeof(*pool->workers));
@@ -140,15 +176,41 @@ struct pool *pool_free(struct pool *pool)
 	return memory_free(pool);
 }
 
-void pool_submit(struct pool *pool, struct pool_job *job, bool urgent)
+void pool_submit(struct pool *pool, struct pool_job *job, enum pool_priority priority)
 {
 	pthread_mutex_lock(&pool->mutex);
-	if (urgent)
-		TAILQ_INSERT_TAIL(&pool->urgent, job, link);
-	else
-		TAILQ_INSERT_TAIL(&pool->normal, job, link);
+	TAILQ_INSERT_TAIL(&pool->queues[priority], job, link);
 	pthread_cond_signal(&pool->wake);
 	pthread_mutex_unlock(&pool->mutex);
+}
+
+void pool_set_background(struct pool *pool, uint32_t n_threads)
+{
+	pthread_mutex_lock(&pool->mutex);
+	pool->n_background = n_threads;
+	pthread_cond_broadcast(&pool->wake);
+	pthread_mutex_unlock(&pool->mutex);
+}
+
+bool pool_is_idle(struct pool *pool)
+{
+	bool idle;
+
+	pthread_mutex_lock(&pool->mutex);
+	idle = TAILQ_EMPTY(&pool->queues[POOL_DEMAND]) && TAILQ_EMPTY(&pool->queues[POOL_AHEAD]) &&
+	       !pool->n_running[POOL_DEMAND] && !pool->n_running[POOL_AHEAD];
+	pthread_mutex_unlock(&pool->mutex);
+	return idle;
+}
+
+uint64_t pool_busy_ns(struct pool *pool, enum pool_priority priority)
+{
+	uint64_t busy;
+
+	pthread_mutex_lock(&pool->mutex);
+	busy = pool->busy_ns[priority];
+	pthread_mutex_unlock(&pool->mutex);
+	return busy;
 }
 
 void pool_dispatch(struct pool *pool)

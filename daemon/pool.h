@@ -16,14 +16,28 @@ struct pool_job {
 	void (*done)(struct pool_job *job);
 };
 
+/* First come what somebody waits for, then what somebody is expected to ask for. */
+enum pool_priority {
+	POOL_DEMAND,
+	POOL_AHEAD,
+	POOL_BACKGROUND, /* when nothing else is to do, but a twentieth of one thread's time at least */
+	POOL_N_PRIORITIES,
+};
+
 struct pool;
 
 /* event_fd is written when a finished job waits; it stays the caller's. */
 int pool_new(uint32_t n_threads, int event_fd, struct pool **ret_pool);
 /* Runs what is queued, ends the threads, then runs done() of the finished. Returns NULL. */
 struct pool *pool_free(struct pool *pool);
-/* Any thread. Urgent jobs go before all others. */
-void pool_submit(struct pool *pool, struct pool_job *job, bool urgent);
+/* Any thread. */
+void pool_submit(struct pool *pool, struct pool_job *job, enum pool_priority priority);
+/* Background jobs at a time, from 1 to all threads. */
+void pool_set_background(struct pool *pool, uint32_t n_threads);
+/* Jobs that wait or run now, but for the background's; any thread. */
+bool pool_is_idle(struct pool *pool);
+/* Time that threads spent on jobs of this priority, in ns. */
+uint64_t pool_busy_ns(struct pool *pool, enum pool_priority priority);
 /* The loop thread: done() of every finished job. */
 void pool_dispatch(struct pool *pool);
 

@@ -90,6 +90,17 @@ int region_create(const char *name, uint64_t n_bytes, const struct store_config 
 	return 0;
 }
 
+int region_shrink(struct region *region, uint64_t n_bytes)
+{
+	unmap(region);
+	if (ftruncate(region->fd, (off_t)n_bytes) < 0)
+		return message_set(-errno, "memfd of %llu bytes: %s", (unsigned long long)n_bytes,
+				   strerror(errno));
+	region->n_bytes = n_bytes;
+	charge_shrink(&region->charge, n_bytes);
+	return map_aligned(region->fd, n_bytes, PROT_READ | PROT_WRITE, &region->data);
+}
+
 static int add_seals(const struct region *region, int seals)
 {
 	const struct timespec pause = {.tv_nsec = 1000000};

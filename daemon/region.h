@@ -22,6 +22,8 @@ struct region {
 /* Creates and maps read-write, touching nothing. `config` places it on NUMA nodes; may be NULL. */
 int region_create(const char *name, uint64_t n_bytes, const struct store_config *config,
 		  struct region *ret_region);
+/* Gives back what lies beyond n_bytes, of the memory and of the charge; before any seal. */
+int region_shrink(struct region *region, uint64_t n_bytes);
 /* Seals for good and maps read-only again: nobody can write any more. */
 int region_seal_immutable(struct region *region);
 /* Seals for good against everybody but the daemon's own mapping. */

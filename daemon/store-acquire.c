@@ -129,6 +129,74 @@ static bool may_get_room(const struct store *store)
 	return false;
 }
 
+/*
+ * Notes in which order a client reads: on within a tensor, or from the end of one to the tensor that
+ * came after it the last time.
+ */
+static void note_order(struct attachment *attachment, uint64_t tensor, uint64_t first_page,
+		       uint64_t n_pages)
+{
+	struct model *model = attachment->model;
+	uint64_t last = attachment->last_tensor;
+	bool in_order = tensor == last ? first_page == attachment->last_end && first_page
+				       : model->steps[last].next == tensor + 1;
+
+	model->n_acquired++;
+	model->n_in_order += in_order;
+	attachment->n_in_order = in_order ? attachment->n_in_order + 1 : 0;
+	if (tensor != last)
+		model->steps[last].next = (uint32_t)tensor + 1;
+	if (first_page == 0)
+		model->steps[tensor].n_pages = (uint32_t)min_u64(n_pages, UINT32_MAX);
+	attachment->last_tensor = tensor;
+	attachment->last_end = first_page + n_pages;
+}
+
+static uint64_t n_pages_of(const struct model *model, uint64_t id)
+{
+	const struct container_tensor *tensor;
+	struct index_shape shape;
+
+	if (index_tensor(&model->loaded.catalog, id, &tensor) || index_shape(tensor, &shape))
+		return 0;
+	return shape.n_pages;
+}
+
+/*
+ * Begins the windows that a sweep will ask for next. Who goes another way costs others at most the
+ * decodes that nobody waits for, and only where there is room that nobody waits for either.
+ */
+static void read_ahead(struct attachment *attachment, uint64_t n_pages)
+{
+	struct model *model = attachment->model;
+	uint64_t tensor = attachment->last_tensor, at = attachment->last_end;
+
+	if (attachment->n_in_order < ACQUIRE_AHEAD || !TAILQ_EMPTY(&model->store->waiting))
+		return;
+	for (unsigned i = 0; i < ACQUIRE_AHEAD; i++) {
+		uint64_t end = n_pages_of(model, tensor);
+		struct window *window;
+
+		for (unsigned skipped = 0; at >= end; skipped++) {
+			if (!model->steps[tensor].next || skipped == 64)
+				return;
+			tensor = model->steps[tensor].next - 1;
+			at = 0;
+			end = model->loaded.held[tensor].raw ? 0 : n_pages_of(model, tensor);
+			n_pages = model->steps[tensor].n_pages;
+		}
+		n_pages = min_u64(n_pages, end - at);
+		if (!n_pages)
+			return;
+		if (!window_find(model, tensor, at, n_pages, false)) {
+			if (window_start(model, tensor, at, n_pages, true, &window))
+				return;
+			model->store->stats.prefetches++;
+		}
+		at += n_pages;
+	}
+}
+
 /* The window that serves a range: there already, or its decode begun. */
 static int find_or_start(struct model *model, uint64_t tensor, uint64_t first_page,
 			 uint64_t n_pages, struct window **ret_window)
@@ -178,6 +246,7 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 		r = check_client(client);
 	if (r)
 		return r;
+	note_order(attachment, tensor, first_page, n_pages);
 	r = find_or_start(model, tensor, first_page, n_pages, &window);
 	if (r == STORE_E_BUDGET && store_make_room(store, model, model->chunk_bytes))
 		r = find_or_start(model, tensor, first_page, n_pages, &window);
@@ -185,8 +254,12 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 		store_reclaim(store); /* from now on, whoever uses one tells when he gives it back */
 		r = find_or_start(model, tensor, first_page, n_pages, &window);
 	}
-	if (!r && !window->decoding)
-		return window_grant(client, window, ret_window);
+	if (!r && !window->decoding) {
+		r = window_grant(client, window, ret_window);
+		if (!r)
+			read_ahead(attachment, n_pages);
+		return r;
+	}
 	if (r == STORE_E_BUDGET && !may_get_room(store)) {
 		store->stats.refused_budget++;
 		return message_set(r, "no room for a window of %llu pages: raise the budget",
@@ -214,6 +287,8 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 		TAILQ_INSERT_TAIL(&store->waiting, request, link);
 	TAILQ_INSERT_TAIL(&client->requests, request, in_client);
 	client->n_requests++;
+	if (window)
+		read_ahead(attachment, n_pages);
 	return STORE_PENDING;
 }
 

@@ -79,6 +79,7 @@ struct store_client *store_client_free(struct store_client *client, bool orderly
 	for (uint32_t i = 0; i < client->n_slots; i++)
 		memory_free(client->slots[i]);
 	memory_free(client->slots);
+	memory_free(client->seen);
 	region_close(&client->shared);
 	TAILQ_REMOVE(&store->clients, client, link);
 	memory_free(client);
@@ -153,7 +154,11 @@ int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, u
 {
 	struct store *store = client->store;
 	uint32_t n = (uint32_t)min_u64(store->config.max_leases, SHM_MAX_KEPT);
-	uint64_t n_bytes = sizeof(struct shm_leases_header) + n * sizeof(uint64_t);
+	const struct attachment *last = TAILQ_LAST(&client->attachments, attachment_list);
+	uint64_t n_tensors = last ? last->model->loaded.catalog.n_tensors : 0;
+	uint64_t n_counters = max_u64(1, min_u64(n_tensors, SHM_MAX_COUNTERS));
+	uint64_t counters_offset = sizeof(struct shm_leases_header) + n * sizeof(uint64_t);
+	uint64_t n_bytes = counters_offset + n_counters * sizeof(uint64_t);
 	struct region region = REGION_NONE;
 	struct shm_leases_header *header;
 	struct charge charge;
@@ -178,7 +183,16 @@ int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, u
 		return r;
 	}
 	header = region.data;
-	*header = (struct shm_leases_header){.magic = SHM_LEASES_MAGIC, .version = 1, .n_leases = n};
+	*header = (struct shm_leases_header){
+		.magic = SHM_LEASES_MAGIC,
+		.version = 1,
+		.n_leases = n,
+		.counters_offset = counters_offset,
+		.n_counters = n_counters,
+	};
+	client->counted = last ? last->model->id : 0;
+	client->counters = (uint64_t *)((uint8_t *)region.data + counters_offset);
+	client->n_counters = n_counters;
 	client->shared = region;
 	client->words = (uint64_t *)(header + 1);
 	client->n_words = n;

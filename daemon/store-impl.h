@@ -49,8 +49,16 @@ struct window {
 	uint32_t n_leases;
 	bool decoding, orphaned, pinned;
 	bool fresh; /* prefetched and not asked for yet */
+	bool streamed; /* of the part of the arena that sweeps pass through */
+	uint64_t touched_ns; /* as far as was looked */
 	struct lease_list leases;
 	struct request_list joined;
+};
+
+/* Of a tensor: the pages of the first window that was asked for, and the tensor that came next. */
+struct step {
+	uint32_t n_pages;
+	uint32_t next; /* its number, plus 1; 0: none yet */
 };
 
 struct model {
@@ -66,7 +74,13 @@ struct model {
 	struct window_list *windows; /* of each tensor */
 	struct chunk *chunks[SHM_MAX_CHUNKS];
 	uint32_t n_chunk_slots; /* all used ones are below */
+	uint32_t n_chunks;
 	uint64_t chunk_bytes, decodes, n_leases, n_decoding, n_attachments;
+	uint64_t decoded_bytes, n_acquired, n_in_order; /* since it was loaded */
+	uint64_t largest_window;
+	struct step *steps; /* of each tensor, as it was read the last time */
+	uint64_t streamed_bytes;
+	struct tuned_model *tuned;
 	struct attachment_list attachments;
 };
 
@@ -77,6 +91,8 @@ struct attachment {
 	struct store_client *client;
 	struct model *model;
 	uint64_t count;
+	uint64_t last_tensor, last_end; /* of its last window, for the order of reading */
+	uint32_t n_in_order;		/* windows in a row that came as expected */
 	uint8_t told[SHM_MAX_CHUNKS];
 };
 
@@ -116,6 +132,11 @@ struct store_client {
 	struct region shared; /* the table of kept leases, if it asked for one */
 	uint64_t *words;
 	uint32_t n_words;
+	uint64_t counted; /* id of the model that its counters are of */
+	const uint64_t *counters;
+	uint64_t n_counters;
+	uint64_t *seen; /* the counters, when they were last read; NULL: never */
+	uint64_t seen_local, seen_waited;
 };
 
 struct store {
@@ -123,6 +144,11 @@ struct store {
 	struct budget budget;
 	int event_fd;
 	struct pool *loader, *decoders;
+	struct tuner *tuner;
+	uint64_t reserve_bytes; /* that windows leave free, for changes of forms */
+	struct { /* of /proc/stat and the decoders, as rates_cores() saw them last */
+		uint64_t busy, all, decoding_ns;
+	} seen_cores;
 	bool cancelled; /* atomic, read by the loader */
 	struct model_list models;
 	struct client_list clients;
@@ -132,8 +158,12 @@ struct store {
 };
 
 /* arena.c: chunks and the placing of blocks */
-/* STORE_E_BUDGET: no room now. `gentle`: evict nothing that was prefetched and not used yet. */
-int arena_place(struct model *model, uint64_t size, bool gentle, struct block **ret_block);
+/*
+ * STORE_E_BUDGET: no room now. `gentle`: evict nothing that was prefetched and not used yet.
+ * *ret_recycled: others had to go.
+ */
+int arena_place(struct model *model, uint64_t size, bool gentle, struct block **ret_block,
+		bool *ret_recycled);
 void arena_release_block(struct block *block);
 /* Acts on orphans and retirement where exclusivity allows; may free the chunk. */
 void arena_settle(struct chunk *chunk);
@@ -142,7 +172,7 @@ void arena_settle(struct chunk *chunk);
  * that clients map, until there will be room once they have unmapped them.
  */
 void arena_yield(struct model *model, uint64_t n_bytes, bool mapped_too);
-/* The same of all models but the one in need. True if there is room now, not only soon. */
+/* The same of all models but the one in need, if any. True if there is room now, not only soon. */
 bool store_make_room(struct store *store, const struct model *needy, uint64_t n_bytes);
 /* Frees it now: nobody else may map it. */
 void arena_free_chunk(struct chunk *chunk);
@@ -150,6 +180,8 @@ void arena_free_chunk(struct chunk *chunk);
 void arena_prepare_chunk(struct chunk *chunk, bool huge_pages);
 bool arena_is_exclusive(const struct store *store, const struct region *region,
 			const struct model *model, uint32_t chunk);
+/* Sweeps at positions of their own, as far as is known; at least 1. */
+double arena_streams(const struct model *model);
 /* Every invariant of the chunks of a model, for tests. */
 bool arena_is_valid(const struct model *model);
 
@@ -193,6 +225,7 @@ void segment_leave(struct model *model, uint32_t slot);
 /* NULL, with a message: it has not attached that model. */
 struct attachment *client_find_attachment(const struct store_client *client, uint64_t model);
 
+#define ACQUIRE_AHEAD 2 /* windows that are decoded before a sweep asks for them; untuned */
 /* store-acquire.c: asks again for everything that waits for room */
 void store_retry_waiting(struct store *store);
 void request_free(struct request *request); /* unanswered */

@@ -19,6 +19,7 @@
 #include "numa.h"
 #include "placement.h"
 #include "store-impl.h"
+#include "tuner.h"
 
 #define TICK_NS (NS_PER_S)
 #define TICK_RETIRED_NS (100 * NS_PER_MS) /* between exclusivity tests; untuned */
@@ -73,6 +74,11 @@ int store_new(const struct store_config *config, struct store **ret_store)
 		r = pool_new(checked.n_workers, store->event_fd, &store->decoders);
 	if (!r)
 		r = pool_new(1, store->event_fd, &store->loader);
+	if (!r)
+		r = tuner_new(store, &store->tuner);
+	if (!r && checked.background)
+		pool_set_background(store->decoders,
+				    (uint32_t)div_up(checked.n_workers * checked.background, 100));
 	if (r) {
 		store_free(store);
 		return r;
@@ -90,6 +96,12 @@ static void model_free(struct model *model)
 			arena_free_chunk(model->chunks[i]);
 	loaded_model_close(&model->loaded);
 	TAILQ_REMOVE(&store->models, model, link);
+	if (model->tuned) {
+		memory_free(model->tuned->tensors);
+		memory_free(model->tuned->of);
+	}
+	memory_free(model->tuned);
+	memory_free(model->steps);
 	memory_free(model->windows);
 	memory_free(model->name);
 	memory_free(model->path);
@@ -104,10 +116,12 @@ struct store *store_free(struct store *store)
 	if (!store)
 		return NULL;
 	__atomic_store_n(&store->cancelled, true, __ATOMIC_RELAXED);
+	tuner_cancel(store->tuner);
 	while ((client = TAILQ_FIRST(&store->clients)))
 		store_client_free(client, true);
 	store->loader = pool_free(store->loader);
 	store->decoders = pool_free(store->decoders);
+	store->tuner = tuner_free(store->tuner);
 	while ((model = TAILQ_FIRST(&store->models)))
 		model_free(model);
 	close_fd(store->event_fd);
@@ -147,7 +161,8 @@ static int model_publish(struct model *model)
 	uint64_t arena = model->load.loaded.coded_bytes + n_tensors * WINDOW_ALIGN;
 
 	model->windows = memory_array(n_tensors ? n_tensors : 1, sizeof(*model->windows));
-	if (!model->windows)
+	model->steps = memory_array(n_tensors ? n_tensors : 1, sizeof(*model->steps));
+	if (!model->windows || !model->steps)
 		return message_set(-ENOMEM, "no memory for %llu tensors",
 				   (unsigned long long)n_tensors);
 	for (uint64_t i = 0; i < n_tensors; i++)
@@ -159,7 +174,7 @@ static int model_publish(struct model *model)
 	set_charges(model, BUDGET_COMPRESSED, BUDGET_INDEX);
 	placement_heartbeat(&model->loaded.placement, clock_now_ns());
 	model->loading = false;
-	return 0;
+	return tuner_add_model(store->tuner, model);
 }
 
 static void load_done(struct pool_job *job)
@@ -176,7 +191,7 @@ static void load_done(struct pool_job *job)
 		r = model_publish(model);
 		if (r) {
 			message = message_get();
-			loaded_model_close(&load->loaded);
+			loaded_model_close(&load->loaded); /* or the model's, by model_free() */
 		}
 	}
 	memcpy(kept, message, strnlen(message, sizeof(kept) - 1));
@@ -242,7 +257,7 @@ int store_load(struct store *store, const char *path, const char *name, store_do
 	model->load.verifiers = store->decoders;
 	model->load.cancelled = &store->cancelled;
 	TAILQ_INSERT_TAIL(&store->models, model, link);
-	pool_submit(store->loader, &model->load.job, false);
+	pool_submit(store->loader, &model->load.job, POOL_AHEAD);
 	return STORE_PENDING;
 }
 
@@ -256,6 +271,7 @@ int store_unload(struct store *store, const char *name)
 	if (model->loading)
 		return message_set(STORE_E_INVALID, "model '%s' is still being loaded", name);
 	model->retired = true;
+	tuner_remove_model(store->tuner, model);
 	placement_retire(&model->loaded.placement);
 	set_charges(model, BUDGET_RETIRED, BUDGET_RETIRED);
 	for (uint32_t i = 0; i < model->n_chunk_slots; i++)
@@ -370,8 +386,10 @@ uint64_t store_tick(struct store *store)
 			freed = true;
 		}
 	}
-	if (beat)
+	if (beat) {
 		store->heartbeat_ns = now;
+		tuner_tick(store->tuner, now);
+	}
 	if (freed)
 		store_retry_waiting(store);
 	/* In order of arrival, hence of deadline. */

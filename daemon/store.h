@@ -14,6 +14,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "planner/planner.h"
+
 /* Documented outcomes: values of DCMEM_E_..., so that they become a wire status unchanged. */
 enum store_error {
 	STORE_E_NOT_FOUND = 1,
@@ -38,6 +40,9 @@ struct store_config {
 	bool huge_pages;
 	enum store_numa numa;
 	uint32_t numa_node;	 /* for STORE_NUMA_BIND */
+	bool tune;		 /* change how tensors are held, as they are read */
+	enum planner_objective objective;
+	uint32_t background;	 /* share of the decode threads that changes may take, in percent */
 };
 
 struct store;
@@ -107,6 +112,39 @@ struct store_tensor {
 };
 int store_find_tensor(struct store *store, const char *model, const char *tensor,
 		      struct store_tensor *ret_tensor);
+
+/* How the tuner is set: for all, and a model (planner.h has the members). */
+struct store_tuning {
+	bool tune, frozen;
+	enum planner_objective objective;
+	uint64_t budget_bytes; /* of everything, from now on */
+	uint32_t background;   /* percent of the decode threads */
+};
+void store_get_tuning(const struct store *store, struct store_tuning *ret_tuning);
+int store_set_tuning(struct store *store, const struct store_tuning *tuning);
+int store_get_model_policy(const struct store *store, const char *name,
+			   struct planner_model *ret_policy);
+int store_set_model_policy(struct store *store, const char *name,
+			   const struct planner_model *policy);
+/* tuner.h */
+struct tuner_state;
+const struct tuner_state *store_tuner_state(const struct store *store);
+
+/* Why a tensor is held as it is. */
+struct store_explained {
+	uint64_t tensor, n_bytes, stored_bytes;
+	const char *name, *text; /* the latter: a phrase that says why */
+	double rate;		 /* decoded bytes a second that readers take */
+	uint32_t n_changes;
+	uint8_t codec; /* of its first page */
+	bool changing;
+	bool is_planned; /* the rest is there */
+	uint8_t now, chosen, next; /* enum planner_class */
+	struct planner_reasons reasons;
+};
+int store_explain(struct store *store, const char *name, uint64_t first, uint64_t count,
+		  void (*visit)(void *data, const struct store_explained *explained), void *data,
+		  uint64_t *ret_n_tensors);
 
 /* Everything countable. */
 struct store_stats {

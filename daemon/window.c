@@ -55,12 +55,21 @@ struct window *window_find(struct model *model, uint64_t tensor, uint64_t first_
 	return NULL;
 }
 
+/* Nobody finds it any more, and its bytes are others'. */
+static void window_forget(struct window *window)
+{
+	struct model *model = window->model;
+
+	TAILQ_REMOVE(&model->windows[window->tensor], window, link);
+	model->streamed_bytes -= window->streamed ? window->n_bytes : 0;
+	arena_release_block(window->block);
+	model->store->stats.n_windows--;
+}
+
 void window_drop(struct window *window)
 {
 	assert(!window->n_leases && !window->decoding && !window->orphaned);
-	TAILQ_REMOVE(&window->model->windows[window->tensor], window, link);
-	arena_release_block(window->block);
-	window->model->store->stats.n_windows--;
+	window_forget(window);
 	memory_free(window);
 }
 
@@ -115,15 +124,14 @@ static void page_done(struct pool_job *base)
 	if (!decode->result) {
 		store->stats.decodes++;
 		model->decodes++;
+		model->decoded_bytes += window->n_bytes;
 		store->stats.decoded_total_bytes += window->n_bytes;
 	} else if (decode->result == STORE_E_CORRUPT) {
 		store->stats.corrupt_pages++;
 	}
 	if (decode->result) {
 		/* Nobody may find it from now on, though it lives until all are told. */
-		TAILQ_REMOVE(&model->windows[window->tensor], window, link);
-		arena_release_block(window->block);
-		store->stats.n_windows--;
+		window_forget(window);
 	}
 	while ((request = TAILQ_FIRST(&window->joined))) {
 		if (decode->result)
@@ -198,6 +206,7 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 	window->n_pages = n_pages;
 	window->n_bytes = min_u64(n_pages * tensor->page_bytes,
 				  tensor->n_bytes - first_page * tensor->page_bytes);
+	model->largest_window = max_u64(model->largest_window, window->n_bytes);
 	window->fresh = prefetch;
 	window->stamp = ++model->store->stamp;
 	TAILQ_INIT(&window->joined);
@@ -207,7 +216,8 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 		memory_free(window);
 		return r;
 	}
-	r = arena_place(model, align_up(window->n_bytes, WINDOW_ALIGN), prefetch, &window->block);
+	r = arena_place(model, align_up(window->n_bytes, WINDOW_ALIGN), prefetch, &window->block,
+			&window->streamed);
 	if (r) {
 		segment_leave(model, decode->segment);
 		(void)pthread_mutex_destroy(&decode->mutex);
@@ -216,6 +226,8 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 		return r;
 	}
 	window->block->window = window;
+	model->streamed_bytes += window->streamed ? window->n_bytes : 0;
+	window->touched_ns = clock_now_ns();
 	window->decoding = true;
 	decode->chunk = window->block->chunk;
 	decode->data = (uint8_t *)decode->chunk->region.data + window->block->offset;
@@ -227,7 +239,8 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 		decode->jobs[i] = (struct page_job){
 			.job = {.run = page_run, .done = page_done}, .decode = decode, .page = i};
 	for (uint64_t i = 0; i < n_pages; i++)
-		pool_submit(model->store->decoders, &decode->jobs[i].job, !prefetch);
+		pool_submit(model->store->decoders, &decode->jobs[i].job,
+			    prefetch ? POOL_AHEAD : POOL_DEMAND);
 	*ret_window = window;
 	return 0;
 }
@@ -275,6 +288,7 @@ int window_grant(struct store_client *client, struct window *window,
 	window->n_leases++;
 	window->fresh = false;
 	window->stamp = ++store->stamp;
+	window->touched_ns = lease->granted_ns;
 	chunk->n_leases++;
 	window->model->n_leases++;
 	store->stats.n_leases++;
@@ -361,7 +375,7 @@ void window_look(struct window *window)
 		if (value == lease->seen)
 			continue;
 		lease->seen = value;
-		lease->granted_ns = clock_now_ns();
+		lease->granted_ns = window->touched_ns = clock_now_ns();
 		window->stamp = ++window->model->store->stamp;
 		TAILQ_REMOVE(&lease->client->held, lease, link);
 		TAILQ_INSERT_TAIL(&lease->client->held, lease, link);

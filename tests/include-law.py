@@ -42,7 +42,7 @@ ROOMS = {
     "lib/proto/": ["include/dcmem/", "lib/base/"],
     "lib/planner/": ["lib/base/"],
     "lib/quant/": ["include/dcmem/", "lib/base/", "lib/codec/codec.h", "lib/model/"],
-    "daemon/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
+    "daemon/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/planner/", "lib/proto/"] + READING,
     "client/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/proto/"] + READING,
     "bench/": ["include/dcmem/", "lib/base/", "lib/codec/", "lib/model/"],
     "tools/dcmem/": ["include/dcmem/dcmem.h", "include/dcmem/container.h", "lib/base/",

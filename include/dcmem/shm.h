@@ -84,6 +84,10 @@ struct shm_placement {
  *   client: gives back             clears in use; sends RELEASE if wanted was set
  *   client: takes up again         neither wanted nor in use: sets in use, counts a use, in one step
  *   daemon: takes back             sets wanted; the lease is over if it was not in use
+ *
+ * Behind the words lie counters that the client alone writes: decoded bytes that it took of each
+ * tensor of the model that it attached last, in any way; of tensor t in counter t modulo n_counters.
+ * By them the daemon knows what is read in place.
  */
 #define SHM_LEASES_MAGIC 0x5341454c4d4344ULL /* "DCMLEAS" */
 #define SHM_MAX_KEPT 2048 /* leases of one client; untuned */
@@ -91,8 +95,13 @@ struct shm_leases_header {
 	uint64_t magic;
 	uint32_t version; /* 1 */
 	uint32_t n_leases;
-	uint64_t reserved[6];
+	uint64_t counters_offset; /* from the start of the table */
+	uint64_t n_counters;
+	uint64_t local_bytes; /* the client's: of those, decoded by itself */
+	uint64_t waited_ns;   /* the client's: for the daemon, of all its threads */
+	uint64_t reserved[2];
 };
+#define SHM_MAX_COUNTERS 65536
 #define SHM_LEASE_IN_USE 1ULL
 #define SHM_LEASE_WANTED 2ULL
 #define SHM_LEASE_USE 4ULL /* added by each taking up */

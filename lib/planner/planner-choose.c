@@ -160,7 +160,7 @@ static void prepare_models(struct planner *planner)
 		double ahead = model->slowest_ns / cores / consume, bytes;
 		uint64_t unit = input->models[m].unit_bytes;
 
-		model->prefetch = (uint8_t)clamp(ahead + 1, 1, PLANNER_MAX_PREFETCH);
+		model->prefetch = (uint8_t)clamp(ahead + 1, 1, planner->policy.max_prefetch);
 		if (!unit || unit > model->largest)
 			unit = model->largest;
 		bytes = (double)unit * (1 + model->prefetch) *

@@ -150,6 +150,8 @@ static void set_input(struct planner *planner, const struct planner_input *input
 	policy->min_gain = clamp(policy->min_gain, 0, 1);
 	policy->horizon_s = clamp(policy->horizon_s, 1e-3, 1e9);
 	policy->dwell_s = clamp(policy->dwell_s, 0, 1e9);
+	if (!policy->max_prefetch || policy->max_prefetch > PLANNER_MAX_PREFETCH)
+		policy->max_prefetch = PLANNER_MAX_PREFETCH;
 	if (host->pinned_bytes > 1ULL << 60)
 		host->pinned_bytes = 1ULL << 60;
 	taken = host->headroom_bytes < host->budget_bytes ? host->headroom_bytes : host->budget_bytes;

@@ -95,6 +95,7 @@ struct planner_policy {
 	double dwell_s;	      /* no second change of a tensor before */
 	uint64_t limit_bytes; /* written in one interval, at least one change; 0: none */
 	uint32_t limit_changes; /* 0: none */
+	uint8_t max_prefetch; /* pieces ahead that the host ever decodes; 0: PLANNER_MAX_PREFETCH */
 };
 
 struct planner_input {

@@ -599,7 +599,8 @@ static struct store *tight_sharing_store(void)
 	assert_int_equal(load(store, path, "m").result, 0);
 	held = stats_of(store).compressed_bytes + stats_of(store).index_bytes;
 	store_free(store);
-	store = open_store(held + 2 * MIB + sizeof(struct shm_leases_header) + 8 * sizeof(uint64_t));
+	store = open_store(held + 2 * MIB + sizeof(struct shm_leases_header) +
+			   (8 + N_TENSORS) * sizeof(uint64_t));
 	assert_int_equal(load(store, path, "m").result, 0);
 	return store;
 }
