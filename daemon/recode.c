@@ -6,6 +6,8 @@
  * rest is the loop thread's. Invariant: the old segment and the model stay until the last job ended.
  *
  *   new segment    | page table | pages, end to end |     raw pages: 4 KiB-aligned, contiguous
+ *
+ * What is read back from the file has no table there: the index has it.
  */
 #include "recode.h"
 
@@ -37,11 +39,11 @@ struct recode {
 	struct held from;
 	const uint8_t *stored;
 	uint32_t slot; /* of what is read, kept */
-	uint64_t file_offset; /* from_file: of the form in its segment of the file */
-	uint32_t file_segment;
+	const struct container_form *file_form; /* from_file */
+	const struct container_page *file_pages;
 	/* What is written. */
 	struct region region;
-	struct container_page *pages; /* in the region */
+	struct container_page *pages; /* in the region; not from_file */
 	uint64_t n_pages, page, table_bytes, at; /* `at`: of the next page, from the end of the table */
 	uint64_t populated;
 	struct codec_context *codec;
@@ -132,16 +134,16 @@ static int encode_page(struct recode *recode, uint64_t page)
 /* One page as the file has it; it was verified when the model was loaded, and is again. */
 static int read_page(struct recode *recode, uint64_t page)
 {
-	const struct container_page *record = &recode->pages[page];
+	const struct container_page *record = &recode->file_pages[page];
 	uint64_t at, n = page_size(recode, page);
 	uint8_t *dst;
 	int r;
 
-	if (!index_page_place(record, 0, recode->request.max_bytes, &at))
+	if (!index_page_place(record, recode->file_form->offset, recode->request.max_bytes, &at))
 		return message_set(STORE_E_CORRUPT, "a page lies outside its form");
 	dst = payload(recode) + at;
-	r = container_read_segment(&recode->request.model->loaded.file, recode->file_segment,
-				   recode->file_offset + at, dst, record->stored_bytes);
+	r = container_read_segment(&recode->request.model->loaded.file, recode->file_form->segment,
+				   record->offset, dst, record->stored_bytes);
 	if (!r)
 		r = container_decode_page(recode->codec, record, dst, recode->again, n);
 	if (!r && record->decoded_hash != recode->from.pages[page].decoded_hash)
@@ -230,6 +232,12 @@ static int publish(struct recode *recode)
 			.raw = recode->raw,
 			.own_pages = true,
 		};
+		if (recode->request.from_file) {
+			held->pages = recode->file_pages;
+			held->page_record = recode->file_form->page_record;
+			held->pages_from = recode->file_form->offset;
+			held->own_pages = false;
+		}
 		placement_write(&loaded->placement, id, held);
 	}
 	segment_retire(model, old);
@@ -272,26 +280,18 @@ void recode_cancel(struct recode *recode)
 	__atomic_store_n(&recode->cancelled, true, __ATOMIC_RELAXED);
 }
 
-static int find_source(struct recode *recode)
+static int find_file_form(struct recode *recode)
 {
-	const struct loaded_model *loaded = &recode->request.model->loaded;
-	const struct container_form *form;
-	const struct container_page *pages;
-	int r;
+	const struct index *index = &recode->request.model->loaded.catalog;
+	int r = placement_form(index, recode->tensor, &recode->file_form);
 
-	if (!recode->request.from_file)
-		return 0;
-	r = placement_form(&loaded->catalog, recode->tensor, &form);
 	if (!r)
-		r = index_pages(&loaded->catalog, form->page_record, form->n_pages, &pages);
+		r = index_pages(index, recode->file_form->page_record, recode->n_pages,
+				&recode->file_pages);
 	if (r)
 		return r;
-	recode->file_segment = form->segment;
-	recode->file_offset = form->offset;
-	for (uint64_t i = 0; i < recode->n_pages; i++) {
-		recode->pages[i] = pages[i];
-		recode->pages[i].offset -= form->offset; /* checked: it is not before the form */
-	}
+	recode->request.max_bytes = recode->file_form->stored_bytes;
+	recode->raw = recode->file_form->flags & CONTAINER_FORM_RAW;
 	return 0;
 }
 
@@ -310,7 +310,8 @@ static int make_room(struct recode *recode)
 		return r;
 	}
 	recode->region.charge = charge;
-	recode->pages = recode->region.data;
+	if (!recode->request.from_file)
+		recode->pages = recode->region.data;
 	recode->codec = codec_context_new_encoder();
 	recode->decoded = memory_alloc(recode->tensor->page_bytes);
 	recode->again = memory_alloc(recode->tensor->page_bytes);
@@ -324,7 +325,6 @@ int recode_start(const struct recode_request *request, recode_done done, void *d
 {
 	struct model *model = request->model;
 	const struct held *held = &model->loaded.held[request->tensor];
-	const struct container_form *form;
 	struct recode *recode = memory_zalloc(sizeof(*recode));
 	struct index_shape shape;
 	int r;
@@ -342,21 +342,15 @@ int recode_start(const struct recode_request *request, recode_done done, void *d
 	r = index_tensor(&model->loaded.catalog, request->tensor, &recode->tensor);
 	if (!r)
 		r = index_shape(recode->tensor, &shape);
-	if (!r && request->from_file) {
-		r = placement_form(&model->loaded.catalog, recode->tensor, &form);
-		recode->request.max_bytes = r ? 0 : form->stored_bytes;
-		recode->raw = !r && form->flags & CONTAINER_FORM_RAW;
-	} else {
-		recode->raw = request->codec == CODEC_RAW;
-	}
 	if (!r) {
 		recode->n_pages = shape.n_pages;
-		recode->table_bytes = align_up(shape.n_pages * sizeof(struct container_page),
-					       TABLE_ALIGN);
-		r = make_room(recode);
+		recode->raw = request->codec == CODEC_RAW;
+		recode->table_bytes = request->from_file ? 0 :
+			align_up(shape.n_pages * sizeof(struct container_page), TABLE_ALIGN);
+		r = request->from_file ? find_file_form(recode) : 0;
 	}
 	if (!r)
-		r = find_source(recode);
+		r = make_room(recode);
 	if (r) {
 		recode_free(recode);
 		return r;

@@ -79,6 +79,8 @@ int store_set_model_policy(struct store *store, const char *name,
 				   planner_class_name(policy->floor),
 				   planner_class_name(policy->ceiling));
 	model->tuned->policy = *policy;
+	for (uint32_t i = 0; i < model->tuned->n_tensors; i++)
+		model->tuned->tensors[i].changed_ns = 0; /* no dwelling on what was not wanted */
 	tuner_hurry(store->tuner);
 	return 0;
 }

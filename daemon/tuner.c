@@ -119,11 +119,6 @@ const struct tuner_state *tuner_state(const struct tuner *tuner)
 	return &tuner->state;
 }
 
-void tuner_hurry(struct tuner *tuner)
-{
-	tuner->next_ns = 0;
-}
-
 void tuner_set(struct tuner *tuner, const struct store_tuning *tuning)
 {
 	tuner->state.enabled = tuning->tune;
@@ -131,6 +126,7 @@ void tuner_set(struct tuner *tuner, const struct store_tuning *tuning)
 	tuner->state.policy.frozen = tuning->frozen;
 	if (!tuning->tune)
 		tuner->n_steps = tuner->next_step = 0;
+	start_sample(tuner);
 	tuner_hurry(tuner);
 }
 
@@ -656,6 +652,12 @@ static void plan(struct tuner *tuner, uint64_t now)
 		if (made.steps[i].to.form != tuner->tensors[made.steps[i].tensor].current)
 			tuner->steps[tuner->n_steps++] = made.steps[i];
 	start_steps(tuner);
+}
+
+void tuner_hurry(struct tuner *tuner)
+{
+	if (tuner->state.enabled && !tuner->stopping)
+		plan(tuner, clock_now_ns());
 }
 
 void tuner_tick(struct tuner *tuner, uint64_t now)

@@ -74,7 +74,7 @@ void tuner_remove_model(struct tuner *tuner, struct model *model);
 void tuner_tick(struct tuner *tuner, uint64_t now_ns);
 
 void tuner_set(struct tuner *tuner, const struct store_tuning *tuning);
-/* Plans at the next tick, whatever the interval. */
+/* Plans now: what was asked for has changed. */
 void tuner_hurry(struct tuner *tuner);
 /* False: the last plan does not know the tensor. Classes of what it is, shall be, and next could be. */
 bool tuner_explain(const struct tuner *tuner, const struct tuned_tensor *tensor,

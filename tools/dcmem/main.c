@@ -21,7 +21,7 @@ static const struct verb {
 	{ "load", verb_load, "load a container into the daemon" },
 	{ "unload", verb_unload, "let the daemon drop a model" },
 	{ "status", verb_status, "what the kernel gave the daemon" },
-	{ "tune", verb_tune, "how the daemon holds tensors: aims, changes, reasons" },
+	{ "tune", verb_tune, "how the daemon holds tensors, and why" },
 	{ "stats", verb_stats, "memory, decodes and models of the daemon" },
 	{ "cat", verb_cat, "one tensor to standard output or a .npy file" },
 	{ "bench", verb_bench, "measure the page codecs on this machine" },
