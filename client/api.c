@@ -344,15 +344,22 @@ DCMEM_API int dcmem_prefetch(struct dcmem *model, uint64_t id, uint64_t row, uin
 	return r;
 }
 
+/* Programs built before there was copied_bytes have no room for it. */
+#define COUNTERS_BYTES_0_1 offsetof(struct dcmem_counters, copied_bytes)
+
 DCMEM_API int dcmem_counters(struct dcmem *model, struct dcmem_counters *counters)
 {
 	message_clear();
-	if (!model || !counters || counters->size != sizeof(*counters))
+	if (!model || !counters ||
+	    (counters->size != sizeof(*counters) && counters->size != COUNTERS_BYTES_0_1))
 		return message_set(DCMEM_E_INVALID, "no model, or counters of another size");
 	counters->decoded_bytes = __atomic_load_n(&model->counts.decoded_bytes, __ATOMIC_RELAXED);
 	counters->window_bytes = __atomic_load_n(&model->counts.window_bytes, __ATOMIC_RELAXED);
 	counters->raw_bytes = __atomic_load_n(&model->counts.raw_bytes, __ATOMIC_RELAXED);
 	counters->requests = __atomic_load_n(&model->counts.requests, __ATOMIC_RELAXED);
 	counters->reconnects = __atomic_load_n(&model->counts.reconnects, __ATOMIC_RELAXED);
+	if (counters->size == sizeof(*counters))
+		counters->copied_bytes =
+			__atomic_load_n(&model->counts.copied_bytes, __ATOMIC_RELAXED);
 	return 0;
 }

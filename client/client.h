@@ -59,7 +59,7 @@ struct client_lease {
 };
 
 struct client_counts { /* relaxed atomics */
-	uint64_t decoded_bytes, window_bytes, raw_bytes, requests, reconnects;
+	uint64_t decoded_bytes, copied_bytes, window_bytes, raw_bytes, requests, reconnects;
 };
 
 struct dcmem {

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reading: page by page, verified and decoded in the calling thread, no lock held. Whole dense rows
- * decode straight into the caller's memory; anything else goes through one page of scratch. Scratch
- * is lent from a free list, so that a read allocates only while more threads read than ever before.
+ * Reading: page by page, verified and decoded in the calling thread, no lock held. Whole pages of
+ * dense rows decode straight into the caller's memory; anything else goes through one page of scratch,
+ * and is counted as copied. Stores are plain ones: docs/codecs.md says why. Scratch is lent from a free list, so that a read allocates only while more threads read than ever before.
  */
 #include "client.h"
 
 #include <string.h>
 
+#include "base/hash.h"
 #include "base/range.h"
 #include "convert.h"
 #include "dequant.h"
@@ -78,6 +79,23 @@ static int read_corrupt(const struct client_tensor *tensor, uint64_t page, const
 			   (unsigned long long)tensor->id, (unsigned long long)page, what);
 }
 
+/* A raw page of a container file: read to where it is wanted, and only then looked at. */
+static int read_raw_page(struct dcmem *model, const struct client_tensor *tensor,
+			 const struct client_form *form, uint64_t page, void *dst, uint64_t n_bytes)
+{
+	const struct container_page *record = &form->pages[page - form->first_page];
+	uint64_t hash;
+	int r = container_read_segment(&model->container, form->segment, record->offset, dst, n_bytes);
+
+	if (r != 0)
+		return r;
+	hash = hash_64(dst, n_bytes);
+	if (hash != record->stored_hash || hash != record->decoded_hash)
+		return read_corrupt(tensor, page, "its bytes do not match their hash");
+	client_count(&model->counts.decoded_bytes, n_bytes);
+	return 0;
+}
+
 /* Decodes one page into exactly its decoded bytes at dst. */
 static int read_page(struct dcmem *model, const struct client_tensor *tensor,
 		     const struct client_form *form, uint64_t page, struct client_scratch *scratch,
@@ -94,6 +112,8 @@ static int read_page(struct dcmem *model, const struct client_tensor *tensor,
 		return read_corrupt(tensor, page, "larger than a page may be");
 	if (form->base) {
 		stored = form->base + at;
+	} else if (record->codec == CODEC_RAW && record->stored_bytes == n_bytes) {
+		return read_raw_page(model, tensor, form, page, dst, n_bytes);
 	} else {
 		r = embedded_stored(model, form, record, scratch, &stored);
 		if (r != 0)
@@ -145,6 +165,8 @@ static int read_visit(struct dcmem *model, const struct client_tensor *tensor, u
 			      whole ? dense + (start - offset) : scratch->page);
 		if (r != 0)
 			break;
+		if (!whole)
+			client_count(&model->counts.copied_bytes, to - from);
 		if (dense && !whole)
 			memcpy(dense + (from - offset), scratch->page + (from - start), to - from);
 		else if (!dense)

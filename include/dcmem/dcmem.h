@@ -183,6 +183,12 @@ DCMEM_API int dcmem_companion(struct dcmem *model, uint64_t tensor, uint32_t i,
  * n_rows or n_cols of 0 mean "to the end". `stride_bytes` is the distance between rows in `dst`;
  * 0 means dense. `dtype` 0 gives the stored type; DCMEM_BF16, DCMEM_F16 or DCMEM_F32 convert in the
  * same pass, applying the companions of a quantized tensor. `dst_bytes` is checked.
+ *
+ * Tiles: a block of all columns, `dtype` and `stride_bytes` 0, decodes straight into `dst`, with no
+ * copy and nothing allocated, as far as it covers whole pages (page_bytes / row_bytes rows from a
+ * multiple of that on, or to the last row). A program that decodes tile after tile into the same
+ * memory, small enough for its second-level cache, reads weights at the speed of decoding and writes
+ * no memory. Blocks that cut pages decode each of them whole, and copy: counters' copied_bytes.
  */
 struct dcmem_read {
 	size_t size; /* sizeof(struct dcmem_read) */
@@ -245,6 +251,7 @@ struct dcmem_counters {
 	uint64_t raw_bytes;	/* handed out in place */
 	uint64_t requests;	/* round trips to the daemon */
 	uint64_t reconnects;
+	uint64_t copied_bytes; /* of dcmem_read(): what took the way through a page of the library */
 };
 DCMEM_API int dcmem_counters(struct dcmem *model, struct dcmem_counters *counters);
 

@@ -361,6 +361,58 @@ static void test_threads(void **state)
 	dcmem_close(model);
 }
 
+static struct dcmem_counters counted(struct dcmem *model)
+{
+	struct dcmem_counters counters = {.size = sizeof(counters)};
+
+	assert_int_equal(dcmem_counters(model, &counters), 0);
+	return counters;
+}
+
+/* What a block of rows costs: bytes decoded, and of these copied. */
+static void check_tile(struct dcmem *model, uint64_t tensor, uint64_t row, uint64_t n_rows,
+		       uint64_t col, uint64_t n_decoded, uint64_t n_copied)
+{
+	static uint16_t tile[ROWS][COLS];
+	struct dcmem_read q = {.size = sizeof(q), .tensor = tensor, .row = row, .n_rows = n_rows,
+			       .col = col, .stride_bytes = sizeof(tile[0]), .dst = tile,
+			       .dst_bytes = sizeof(tile)};
+	struct dcmem_counters before = counted(model), after;
+
+	memset(tile, 0, sizeof(tile));
+	assert_int_equal(dcmem_read(model, &q), 0);
+	after = counted(model);
+	for (uint64_t r = 0; r < n_rows; r++)
+		assert_memory_equal(tile[r], &weights[row + r][col], (COLS - col) * 2);
+	assert_int_equal(after.decoded_bytes - before.decoded_bytes, n_decoded);
+	assert_int_equal(after.copied_bytes - before.copied_bytes, n_copied);
+}
+
+/* Whole pages, of 64 rows, are decoded or read where they are wanted; nothing else is. */
+static void test_tiles(void **state)
+{
+	struct dcmem_counters older = {.size = offsetof(struct dcmem_counters, copied_bytes)};
+	struct dcmem *model = open_model();
+	const uint64_t row = sizeof(weights[0]), page = 64 * row;
+
+	for (uint64_t tensor = WEIGHTS; tensor <= RAW; tensor++) {
+		check_tile(model, tensor, 0, ROWS, 0, sizeof(weights), 0);
+		check_tile(model, tensor, 64, 128, 0, 2 * page, 0);
+		check_tile(model, tensor, 448, ROWS - 448, 0, (ROWS - 448) * row, 0);
+		check_tile(model, tensor, 10, 1, 0, page, row);
+		check_tile(model, tensor, 10, 54 + 64 + 6, 0, 3 * page, (54 + 6) * row);
+		/* Columns are cut out of pages. */
+		check_tile(model, tensor, 64, 64, 1, page, page - 2);
+	}
+	older.copied_bytes = 12345;
+	assert_int_equal(dcmem_counters(model, &older), 0);
+	assert_true(older.decoded_bytes > 2 * sizeof(weights));
+	assert_int_equal(older.copied_bytes, 12345);
+	older.size = 40;
+	assert_int_equal(dcmem_counters(model, &older), DCMEM_E_INVALID);
+	dcmem_close(model);
+}
+
 static void test_fork(void **state)
 {
 	struct dcmem *model = open_model();
@@ -380,6 +432,21 @@ static void test_fork(void **state)
 	dcmem_close(model);
 }
 
+/* Where in the file a row stands as it is. */
+static off_t find_row(int fd, const uint16_t *row)
+{
+	static uint16_t got[COLS];
+	off_t offset = 4096;
+
+	while (pread(fd, got, sizeof(got), offset) == sizeof(got)) {
+		if (memcmp(got, row, sizeof(got)) == 0)
+			return offset;
+		offset += 64;
+	}
+	fail_msg("no raw row in the file");
+	return 0;
+}
+
 /* A byte of a page flipped, and the file cut while it is open: an error, never other bytes. */
 static void test_damage(void **state)
 {
@@ -389,6 +456,7 @@ static void test_damage(void **state)
 	static uint16_t got[ROWS][COLS];
 	struct stat st;
 	uint8_t byte;
+	off_t offset;
 	int fd;
 
 	(void)snprintf(other, sizeof(other), "%s.copy.dcmem", path);
@@ -405,6 +473,13 @@ static void test_damage(void **state)
 	q.dst_bytes = sizeof(got);
 	assert_int_equal(dcmem_read(model, &q), 0);
 	q.tensor = WEIGHTS;
+	assert_int_equal(dcmem_read(model, &q), DCMEM_E_CORRUPT);
+	/* And of a raw page, which is read to its place first. */
+	offset = find_row(fd, weights[100]);
+	assert_int_equal(pread(fd, &byte, 1, offset), 1);
+	byte ^= 0x01;
+	assert_int_equal(pwrite(fd, &byte, 1, offset), 1);
+	q.tensor = RAW;
 	assert_int_equal(dcmem_read(model, &q), DCMEM_E_CORRUPT);
 	assert_int_equal(ftruncate(fd, 8192), 0);
 	q.tensor = RAW;
@@ -449,7 +524,8 @@ int main(void)
 		cmocka_unit_test(test_describe),  cmocka_unit_test(test_blocks),
 		cmocka_unit_test(test_arguments), cmocka_unit_test(test_dtypes),
 		cmocka_unit_test(test_dequantize), cmocka_unit_test(test_views),
-		cmocka_unit_test(test_files),	  cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_files),	  cmocka_unit_test(test_tiles),
+		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_fork),	  cmocka_unit_test(test_damage),
 		cmocka_unit_test(test_no_daemon),
 	};
