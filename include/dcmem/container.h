@@ -30,7 +30,7 @@ struct container_header {
 	uint32_t version;
 	uint32_t header_bytes;	/* 4096 */
 	uint64_t incompat;	/* feature bits a reader must know */
-	uint64_t compat;	/* feature bits a reader may ignore */
+	uint64_t compat;	/* feature bits a reader may ignore: CONTAINER_COMPAT_... */
 	uint64_t file_bytes;	/* of the whole file */
 	uint64_t index_offset;	/* in the file, CONTAINER_ALIGN-aligned */
 	uint64_t index_bytes;
@@ -40,6 +40,8 @@ struct container_header {
 	uint8_t reserved[4000 - 8];
 	uint64_t header_hash;	/* XXH3-64 of the bytes before it */
 };
+
+#define CONTAINER_COMPAT_HINTS (1ULL << 0) /* the index has hints */
 
 /* One table of the index. */
 struct container_table {
@@ -60,7 +62,9 @@ enum {
 	CONTAINER_TABLE_FILES,	    /* struct container_file */
 	CONTAINER_TABLE_SEGMENTS,   /* struct container_segment */
 	CONTAINER_TABLE_OPTIONS,    /* the pack options as one line of text */
-	CONTAINER_N_TABLES = 16,    /* the rest is reserved: offset and count 0 */
+	CONTAINER_TABLE_HINTS,	    /* struct container_hint, sorted by tensor; offset and count 0 if
+				       there are none */
+	CONTAINER_N_TABLES = 16,    /* the rest is for later: written as 0, ignored when read */
 };
 
 #define CONTAINER_INDEX_MAGIC 0x5844494d454d4344ULL /* "DCMEMIDX" */
@@ -152,6 +156,23 @@ struct container_segment {
 	uint64_t n_bytes; /* multiple of CONTAINER_ALIGN */
 };
 
+/*
+ * One way to store a tensor, as measured when it was packed: of a tensor's hints each next one is
+ * smaller and no faster to decode. Sizes and times are estimates from sample pages, on one core of
+ * the machine that packed, with pages in its caches and without hashes.
+ */
+struct container_hint {
+	uint64_t tensor;
+	uint64_t stored_bytes; /* of all its pages, without their records */
+	uint32_t decode_ps;    /* picoseconds a decoded byte */
+	uint32_t encode_ps;
+	uint8_t codec;	       /* codec.h; a reader passes over those that it does not know */
+	uint8_t effort;	       /* of codec_encode() */
+	uint8_t path;	       /* what that machine decoded with: 0 portable C, 1 AVX2, 2 AVX-512 */
+	uint8_t reserved[5];
+};
+#define CONTAINER_MAX_HINTS 16 /* of a tensor */
+
 _Static_assert(sizeof(struct container_header) == 4096, "header is one page");
 _Static_assert(offsetof(struct container_header, header_hash) == 4088, "hash ends the page");
 _Static_assert(sizeof(struct container_index) == 320, "ABI");
@@ -160,6 +181,7 @@ _Static_assert(sizeof(struct container_form) == 64, "ABI");
 _Static_assert(sizeof(struct container_page) == 32, "ABI");
 _Static_assert(sizeof(struct container_companion) == 32, "ABI");
 _Static_assert(sizeof(struct container_file) == 64, "ABI");
+_Static_assert(sizeof(struct container_hint) == 32, "ABI");
 _Static_assert(sizeof(struct container_segment) == 16, "ABI");
 
 #endif

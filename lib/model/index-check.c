@@ -383,6 +383,29 @@ static int check_segments(struct check *check)
 	return 0;
 }
 
+/* By tensor; of one tensor each smaller than the last and no faster: so none twice, and no loops. */
+static int check_hints(const struct index *index)
+{
+	const struct container_hint *last = NULL;
+	unsigned n = 0;
+
+	for (uint64_t i = 0; i < index->n_hints; i++) {
+		const struct container_hint *hint = NULL;
+		int r = index_hint(index, i, &hint);
+
+		if (r)
+			return r;
+		n = last && last->tensor == hint->tensor ? n + 1 : 1;
+		if (n > CONTAINER_MAX_HINTS || (last && last->tensor > hint->tensor) ||
+		    (n > 1 && (hint->stored_bytes >= last->stored_bytes ||
+			       hint->decode_ps < last->decode_ps)))
+			return message_set(INDEX_E_CORRUPT, "index: hint %llu is out of order",
+					   (unsigned long long)i);
+		last = hint;
+	}
+	return 0;
+}
+
 static int check_all(struct check *check)
 {
 	int r = check_segments(check);
@@ -393,6 +416,8 @@ static int check_all(struct check *check)
 		r = check_file(check, i);
 	if (!r)
 		r = check_names(check);
+	if (!r)
+		r = check_hints(check->index);
 	return r ? r : check_overlaps(check);
 }
 

@@ -23,6 +23,7 @@ static const uint32_t record_bytes[CONTAINER_N_TABLES] = {
 	[CONTAINER_TABLE_FILES] = sizeof(struct container_file),
 	[CONTAINER_TABLE_SEGMENTS] = sizeof(struct container_segment),
 	[CONTAINER_TABLE_OPTIONS] = 1,
+	[CONTAINER_TABLE_HINTS] = sizeof(struct container_hint),
 };
 
 static int corrupt(const char *what, uint64_t number)
@@ -63,11 +64,11 @@ int index_init(struct index *ret_index, const void *bytes, uint64_t n_bytes)
 	for (unsigned i = 0; i < CONTAINER_N_TABLES; i++) {
 		const struct container_table *table = &head->tables[i];
 
-		if (!record_bytes[i]) {
-			if (table->offset || table->count)
-				return message_set(INDEX_E_UNSUPPORTED, "index: unknown table %u", i);
+		/* Of a later version, which says by an incompat bit what must be known. */
+		if (!record_bytes[i])
 			continue;
-		}
+		if (i == CONTAINER_TABLE_HINTS && !table->offset && !table->count)
+			continue;
 		if (table->offset % 64 || table->offset < sizeof(*head) ||
 		    !range_fits_records(table->offset, table->count, record_bytes[i], n_bytes))
 			return corrupt("table outside the index", i);
@@ -78,6 +79,7 @@ int index_init(struct index *ret_index, const void *bytes, uint64_t n_bytes)
 	index.n_companions = table_of(&index, CONTAINER_TABLE_COMPANIONS)->count;
 	index.n_files = table_of(&index, CONTAINER_TABLE_FILES)->count;
 	index.n_segments = table_of(&index, CONTAINER_TABLE_SEGMENTS)->count;
+	index.n_hints = table_of(&index, CONTAINER_TABLE_HINTS)->count;
 	if (index.n_segments > CONTAINER_MAX_SEGMENTS || index.n_tensors >= UINT32_MAX ||
 	    index.n_files >= UINT32_MAX)
 		return corrupt("too many segments, tensors or files", index.n_segments);
@@ -311,5 +313,59 @@ int index_segment(const struct index *index, uint64_t segment,
 	if (segment >= index->n_segments)
 		return corrupt("no such segment", segment);
 	*ret = record_of(index, CONTAINER_TABLE_SEGMENTS, segment);
+	return 0;
+}
+
+int index_hint(const struct index *index, uint64_t hint, const struct container_hint **ret)
+{
+	static const uint8_t zeros[sizeof(((struct container_hint *)NULL)->reserved)];
+	const struct container_tensor *tensor;
+	const struct container_hint *record;
+	int r;
+
+	if (hint >= index->n_hints)
+		return corrupt("no such hint", hint);
+	record = record_of(index, CONTAINER_TABLE_HINTS, hint);
+	if (record->tensor >= index->n_tensors)
+		return corrupt("hint of no tensor", hint);
+	r = index_tensor(index, record->tensor, &tensor);
+	if (r)
+		return r;
+	/* Codec 0 is raw. */
+	if (record->stored_bytes > tensor->n_bytes ||
+	    (record->codec == 0 && record->stored_bytes != tensor->n_bytes) ||
+	    memcmp(record->reserved, zeros, sizeof(zeros)) != 0)
+		return corrupt("hint of an impossible size", hint);
+	*ret = record;
+	return 0;
+}
+
+int index_hints(const struct index *index, uint64_t tensor, const struct container_hint **ret_hints,
+		unsigned *ret_n)
+{
+	const struct container_hint *hints = record_of(index, CONTAINER_TABLE_HINTS, 0), *hint;
+	uint64_t low = 0, high = index->n_hints;
+	unsigned n = 0;
+
+	if (tensor >= index->n_tensors)
+		return message_set(INDEX_E_NOT_FOUND, "no tensor %llu, the model has %llu",
+				   (unsigned long long)tensor, (unsigned long long)index->n_tensors);
+	while (low < high) {
+		uint64_t middle = low + (high - low) / 2;
+
+		if (hints[middle].tensor < tensor)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	while (n < CONTAINER_MAX_HINTS && n < index->n_hints - low && hints[low + n].tensor == tensor) {
+		int r = index_hint(index, low + n, &hint);
+
+		if (r)
+			return r;
+		n++;
+	}
+	*ret_hints = hints + low;
+	*ret_n = n;
 	return 0;
 }

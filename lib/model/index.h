@@ -22,7 +22,7 @@ enum index_error {
 struct index {
 	const uint8_t *base; /* not owned */
 	uint64_t n_bytes;
-	uint64_t n_tensors, n_forms, n_pages, n_companions, n_files, n_segments;
+	uint64_t n_tensors, n_forms, n_pages, n_companions, n_files, n_segments, n_hints;
 };
 
 /* The bytes must outlive the index and be 8-byte aligned. INDEX_E_..., with a message. */
@@ -49,6 +49,15 @@ int index_file_name(const struct index *index, const struct container_file *file
 		    const char **ret_name);
 int index_segment(const struct index *index, uint64_t segment,
 		  const struct container_segment **ret);
+
+/*
+ * The hints of a tensor, the fastest to decode first; none, and 0 records, where the container has
+ * none. Hints are advice: of a codec that codec_is_valid() does not know, pass over it.
+ */
+int index_hints(const struct index *index, uint64_t tensor, const struct container_hint **ret_hints,
+		unsigned *ret_n);
+/* Record i of all; *ret is checked on its own. */
+int index_hint(const struct index *index, uint64_t hint, const struct container_hint **ret);
 
 /* The 2-D view and the pages of a tensor. */
 struct index_shape {

@@ -53,6 +53,8 @@ void fuzz_one(const uint8_t *data, size_t n_bytes)
 	if (container_open_fd(&c, fd, "fuzz") != 0)
 		return;
 	for (uint64_t id = 0; id < c.index.n_tensors && left; id++) {
+		const struct container_hint *hints;
+		unsigned n_hints;
 		const struct container_tensor *tensor;
 		const struct container_form *form;
 		const char *name;
@@ -62,6 +64,12 @@ void fuzz_one(const uint8_t *data, size_t n_bytes)
 		    index_tensor_name(&c.index, tensor, &name) != 0 ||
 		    index_find(&c.index, name, &found) != 0 || found != id)
 			abort();
+		if (index_hints(&c.index, id, &hints, &n_hints) != 0)
+			abort();
+		for (unsigned h = 0; h < n_hints; h++)
+			if (hints[h].tensor != id || hints[h].stored_bytes > tensor->n_bytes ||
+			    (h && hints[h].stored_bytes >= hints[h - 1].stored_bytes))
+				abort();
 		for (uint64_t f = 0; f < tensor->n_forms && left; f++) {
 			if (index_form(&c.index, tensor->first_form + f, &form) != 0)
 				abort();
@@ -83,6 +91,11 @@ size_t fuzz_seed(unsigned i, uint8_t *buffer, size_t capacity)
 	};
 	const struct container_companion companion = {
 		.tensor = 0, .companion = 1, .relation = DCMEM_REL_SCALE, .scheme = 1, .axis = 0};
+	const struct container_hint hints[] = {
+		{.tensor = 0, .stored_bytes = 8192, .decode_ps = 40, .effort = 1},
+		{.tensor = 0, .stored_bytes = 3000, .decode_ps = 250, .codec = CODEC_PAIR_8, .effort = 1},
+		{.tensor = 1, .stored_bytes = 256, .decode_ps = 40, .effort = 1},
+	};
 	char path[64];
 	size_t n;
 	FILE *file;
@@ -92,7 +105,8 @@ size_t fuzz_seed(unsigned i, uint8_t *buffer, size_t capacity)
 	for (size_t k = 0; k < sizeof(bytes); k++)
 		bytes[k] = (uint8_t)(k * k % 7 + k % 5);
 	(void)snprintf(path, sizeof(path), "/tmp/dcmem-fuzz-%d.dcmem", (int)getpid());
-	if (make_container(path, tensors + 2 * i, i ? 2 : 4, &companion, i ? 0 : 1, "{}") != 0)
+	if (make_container_hints(path, tensors + 2 * i, i ? 2 : 4, &companion, i ? 0 : 1, "{}", hints,
+				 i ? 0 : 3) != 0)
 		abort();
 	file = fopen(path, "rb");
 	if (!file)

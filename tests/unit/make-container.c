@@ -89,6 +89,13 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 		   const struct container_companion *companions, unsigned n_companions,
 		   const char *config)
 {
+	return make_container_hints(path, tensors, n_tensors, companions, n_companions, config, NULL, 0);
+}
+
+int make_container_hints(const char *path, const struct make_tensor *tensors, unsigned n_tensors,
+			 const struct container_companion *companions, unsigned n_companions,
+			 const char *config, const struct container_hint *hints, unsigned n_hints)
+{
 	struct maker m = {0};
 	struct container_tensor *records = calloc(n_tensors, sizeof(*records));
 	struct container_form *forms = calloc(n_tensors, sizeof(*forms));
@@ -159,6 +166,8 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 	maker_table(&m, CONTAINER_TABLE_FILES, start, &file, 1, sizeof(file));
 	maker_table(&m, CONTAINER_TABLE_SEGMENTS, start, &segment, 1, sizeof(segment));
 	maker_table(&m, CONTAINER_TABLE_OPTIONS, start, "", 0, 1);
+	if (n_hints)
+		maker_table(&m, CONTAINER_TABLE_HINTS, start, hints, n_hints, sizeof(*hints));
 	head = (struct container_index *)(m.file + start);
 	head->magic = CONTAINER_INDEX_MAGIC;
 	head->version = CONTAINER_VERSION;
@@ -170,6 +179,7 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 	memcpy(header->magic, CONTAINER_MAGIC, 8);
 	header->version = CONTAINER_VERSION;
 	header->header_bytes = sizeof(*header);
+	header->compat = n_hints ? CONTAINER_COMPAT_HINTS : 0;
 	header->file_bytes = m.n_bytes;
 	header->index_offset = start;
 	header->index_bytes = m.n_bytes - start;

@@ -28,4 +28,9 @@ int make_container(const char *path, const struct make_tensor *tensors, unsigned
 		   const struct container_companion *companions, unsigned n_companions,
 		   const char *config);
 
+/* The same with hints, which must be in order. */
+int make_container_hints(const char *path, const struct make_tensor *tensors, unsigned n_tensors,
+			 const struct container_companion *companions, unsigned n_companions,
+			 const char *config, const struct container_hint *hints, unsigned n_hints);
+
 #endif

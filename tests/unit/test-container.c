@@ -20,6 +20,8 @@
 #include "make-container.h"
 #include "model/container.h"
 
+#define N_HINTS 4
+
 static uint8_t *good; /* the bytes of a valid container */
 static size_t good_bytes;
 static struct container_header good_header;
@@ -40,6 +42,14 @@ static int setup(void **state)
 	};
 	struct container_companion companion = {
 		.tensor = 0, .companion = 1, .relation = DCMEM_REL_SCALE, .scheme = 1};
+	struct container_hint hints[N_HINTS] = {
+		{.tensor = 0, .stored_bytes = 400, .decode_ps = 50, .encode_ps = 50, .effort = 1},
+		{.tensor = 2, .stored_bytes = 6000, .decode_ps = 50, .encode_ps = 50, .effort = 1},
+		{.tensor = 2, .stored_bytes = 4000, .decode_ps = 50, .encode_ps = 70,
+		 .codec = 200, .effort = 1, .path = 2}, /* a codec of some later version */
+		{.tensor = 2, .stored_bytes = 3999, .decode_ps = 900, .encode_ps = 70000,
+		 .codec = CODEC_ZSTD_PLANES_16, .effort = 2},
+	};
 	char path[64];
 
 	for (size_t i = 0; i < sizeof(weights); i++)
@@ -47,7 +57,8 @@ static int setup(void **state)
 	fd = memfd_create("container", MFD_CLOEXEC);
 	codec = codec_context_new();
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-	if (fd < 0 || !codec || make_container(path, tensors, 3, &companion, 1, "{}"))
+	if (fd < 0 || !codec || make_container_hints(path, tensors, 3, &companion, 1, "{}",
+						      hints, N_HINTS))
 		return -1;
 	good_bytes = (size_t)lseek(fd, 0, SEEK_END);
 	good = memory_alloc(good_bytes);
@@ -214,6 +225,70 @@ static void test_contradictions(void **state)
 	assert_int_equal(try_index(slots_at, slots, 4 * n_slots, &n_pages), INDEX_E_CORRUPT);
 }
 
+/* What each tensor's hints are, found without reading those of others. */
+static void test_hints(void **state)
+{
+	const struct container_hint *hints = NULL;
+	struct container c;
+	unsigned n;
+
+	assert_int_equal(container_open_fd(&c, fd, "test"), 0);
+	assert_int_equal(index_hints(&c.index, 0, &hints, &n), 0);
+	assert_int_equal(n, 1);
+	assert_int_equal(hints[0].stored_bytes, 400);
+	assert_int_equal(index_hints(&c.index, 1, &hints, &n), 0);
+	assert_int_equal(n, 0);
+	assert_int_equal(index_hints(&c.index, 2, &hints, &n), 0);
+	assert_int_equal(n, 3);
+	assert_int_equal(hints[0].stored_bytes, 6000);
+	assert_int_equal(hints[1].path, 2);
+	assert_int_equal(hints[2].encode_ps, 70000);
+	assert_int_equal(index_hints(&c.index, 3, &hints, &n), INDEX_E_NOT_FOUND);
+	memory_free(c.index_bytes);
+}
+
+/* Hints out of order, of no tensor, impossible; tables of a later version. */
+static void test_hostile_hints(void **state)
+{
+	const struct container_index *head =
+		(const struct container_index *)(good + good_header.index_offset);
+	uint64_t at = head->tables[CONTAINER_TABLE_HINTS].offset, third = at + 2 * sizeof(struct container_hint);
+	const struct container_hint *hints = (const void *)(good + good_header.index_offset + at);
+	struct container_table table = head->tables[CONTAINER_TABLE_HINTS];
+	struct container_hint changed = hints[2];
+	unsigned n_pages;
+
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), 0);
+	changed.decode_ps = hints[1].decode_ps - 1; /* smaller and faster: then why the one before? */
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = hints[2];
+	changed.stored_bytes = hints[1].stored_bytes;
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = hints[2];
+	changed.tensor = 0;
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed.tensor = 3;
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = hints[2];
+	changed.reserved[4] = 1;
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = hints[2];
+	changed.codec = CODEC_RAW; /* and smaller than it is */
+	assert_int_equal(try_index(third, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	changed = hints[0]; /* larger than its tensor */
+	changed.codec = CODEC_PAIR_8;
+	changed.stored_bytes = 401;
+	assert_int_equal(try_index(at, &changed, sizeof(changed), &n_pages), INDEX_E_CORRUPT);
+	table.count = UINT64_MAX / 32;
+	at = offsetof(struct container_index, tables) + CONTAINER_TABLE_HINTS * sizeof(table);
+	assert_int_equal(try_index(at, &table, sizeof(table), &n_pages), INDEX_E_CORRUPT);
+	table = (struct container_table){0};
+	assert_int_equal(try_index(at, &table, sizeof(table), &n_pages), 0);
+	table = (struct container_table){.offset = 12345678, .count = UINT64_MAX};
+	at += sizeof(table);
+	assert_int_equal(try_index(at, &table, sizeof(table), &n_pages), 0);
+}
+
 static void test_truncated(void **state)
 {
 	unsigned n_pages;
@@ -246,6 +321,7 @@ int main(void)
 		cmocka_unit_test(test_good),	  cmocka_unit_test(test_damaged),
 		cmocka_unit_test(test_hostile),	  cmocka_unit_test(test_truncated),
 		cmocka_unit_test(test_not_a_file),   cmocka_unit_test(test_contradictions),
+		cmocka_unit_test(test_hints),	  cmocka_unit_test(test_hostile_hints),
 	};
 
 	return cmocka_run_group_tests(tests, setup, teardown);
