@@ -3,7 +3,7 @@
 
 _dcmem() {
 	local word=${COMP_WORDS[COMP_CWORD]} verb=${COMP_WORDS[1]-}
-	local verbs="pack unpack export verify ls load unload status tune stats cat bench plan"
+	local verbs="pack unpack export verify ls load unload status tune stats cat bench generate plan"
 
 	if [ "$COMP_CWORD" -eq 1 ]; then
 		mapfile -t COMPREPLY < <(compgen -W "$verbs --help --version" -- "$word")

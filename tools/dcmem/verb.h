@@ -35,5 +35,6 @@ int verb_cat(int argc, char **argv);
 int verb_bench(int argc, char **argv);
 int verb_plan(int argc, char **argv);
 int verb_tune(int argc, char **argv);
+int verb_generate(int argc, char **argv);
 
 #endif
