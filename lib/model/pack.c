@@ -27,6 +27,7 @@
 #include "base/range.h"
 #include "codec/codec.h"
 #include "dcmem/dcmem.h"
+#include "model/hints.h"
 #include "model/plan.h"
 #include "model/source.h"
 #include "model/writer.h"
@@ -314,6 +315,25 @@ static int write_companions(const struct plan *plan, struct writer *writer)
 	return 0;
 }
 
+/* Alone: other threads of ours would be measured as well. */
+static int write_hints(const struct plan *plan, struct writer *writer)
+{
+	struct container_hint found[CONTAINER_MAX_HINTS];
+	struct hints *hints = hints_new();
+	unsigned n = 0;
+	int r = hints ? 0 : message_set(-ENOMEM, "not enough memory to measure codecs");
+
+	for (uint64_t id = 0; !r && id < plan->n_tensors; id++) {
+		r = check_cancel(plan->options);
+		if (!r)
+			r = hints_measure(hints, plan, id, found, &n);
+		for (unsigned i = 0; !r && i < n; i++)
+			r = writer_hint(writer, &found[i]);
+	}
+	hints = hints_free(hints);
+	return r;
+}
+
 static int copy_file(const struct pack_options *options, const struct source_file *file,
 		     struct writer *writer, uint8_t ret_hash[16])
 {
@@ -456,9 +476,12 @@ static int run(struct plan *plan, struct writer *writer)
 		r = write_companions(plan, writer);
 	if (!r)
 		r = write_files(&pipeline, writer);
-	snprintf(text, sizeof(text), "codec=%s effort=%s page=%u%s",
+	if (!r && plan->options->hints)
+		r = write_hints(plan, writer);
+	snprintf(text, sizeof(text), "codec=%s effort=%s page=%u%s%s",
 		 pack_codec_name(plan->options->codec), pack_effort_name(plan->options->effort),
-		 PACK_PAGE_BYTES, plan->options->is_lossy ? " quantized" : "");
+		 PACK_PAGE_BYTES, plan->options->is_lossy ? " quantized" : "",
+		 plan->options->hints ? " hints" : "");
 	if (!r)
 		r = check_cancel(plan->options);
 	if (!r)

@@ -36,6 +36,7 @@ struct pack_options {
 	unsigned n_jobs; /* encoding threads, at least 1 */
 	enum pack_codec codec;
 	enum pack_effort effort;
+	bool hints; /* measured, so that no two containers are alike */
 	const atomic_bool *cancel; /* not NULL and true: stop with -EINTR */
 	void (*progress)(void *data, uint64_t done_bytes, uint64_t total_bytes);
 	void *data;

@@ -41,7 +41,7 @@ struct writer {
 	uint64_t segment_offset;
 	bool in_segment, in_raw;
 	struct hash_stream *blob_hash;
-	struct array strings, tensors, forms, pages, companions, files, segments;
+	struct array strings, tensors, forms, pages, companions, files, segments, hints;
 };
 
 static void *array_at(const struct array *array, size_t i, size_t record_bytes)
@@ -161,6 +161,7 @@ struct writer *writer_free(struct writer *writer)
 	memory_free(writer->companions.data);
 	memory_free(writer->files.data);
 	memory_free(writer->segments.data);
+	memory_free(writer->hints.data);
 	memory_free(writer->buffer);
 	memory_free(writer->temporary);
 	memory_free(writer->path);
@@ -312,6 +313,11 @@ int writer_companion(struct writer *writer, const struct container_companion *co
 	return r;
 }
 
+int writer_hint(struct writer *writer, const struct container_hint *hint)
+{
+	return array_add(&writer->hints, hint, 1, sizeof(*hint));
+}
+
 int writer_file_begin(struct writer *writer, const char *name, uint32_t kind)
 {
 	struct container_file file = { .kind = kind, .name_bytes = (uint32_t)strlen(name) };
@@ -435,6 +441,7 @@ static int make_index(const struct writer *writer, const char *options, const ui
 		[CONTAINER_TABLE_SEGMENTS] = { &writer->segments,
 					       sizeof(struct container_segment) },
 		[CONTAINER_TABLE_OPTIONS] = { &text, 1 },
+		[CONTAINER_TABLE_HINTS] = { &writer->hints, sizeof(struct container_hint) },
 	};
 	const size_t n_tables = sizeof(tables) / sizeof(tables[0]);
 	uint8_t *index;
@@ -449,6 +456,9 @@ static int make_index(const struct writer *writer, const char *options, const ui
 		return r;
 	name_slots = names.data;
 	for (size_t i = 0; i < n_tables; i++) {
+		/* As readers from before there were hints would have it. */
+		if (i == CONTAINER_TABLE_HINTS && !writer->hints.n)
+			continue;
 		head.index_bytes = align_up(head.index_bytes, 64);
 		head.tables[i].offset = head.index_bytes;
 		head.tables[i].count = tables[i].array->n;
@@ -471,7 +481,8 @@ static int write_index(struct writer *writer, const char *options)
 {
 	struct container_header header = { .magic = CONTAINER_MAGIC,
 					   .version = CONTAINER_VERSION,
-					   .header_bytes = sizeof(header) };
+					   .header_bytes = sizeof(header),
+					   .compat = writer->hints.n ? CONTAINER_COMPAT_HINTS : 0 };
 	struct array index = { 0 };
 	int r;
 

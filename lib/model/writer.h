@@ -5,7 +5,7 @@
  *
  *   writer_new
  *     writer_tensor_begin  writer_page ...  writer_tensor_end    or  writer_tensor_shared
- *     writer_companion ...
+ *     writer_companion ...  writer_hint ...
  *     writer_file_begin  writer_file_data ...  writer_file_end
  *   writer_commit
  *   writer_free
@@ -39,6 +39,9 @@ int writer_tensor_shared(struct writer *writer, const char *name, uint32_t name_
 			 const struct container_tensor *record, uint64_t original);
 /* In the order of companion->tensor. */
 int writer_companion(struct writer *writer, const struct container_companion *companion);
+
+/* In the order of the container (container.h). */
+int writer_hint(struct writer *writer, const struct container_hint *hint);
 
 /* After the last tensor, in bytewise order of names. */
 int writer_file_begin(struct writer *writer, const char *name, uint32_t kind);

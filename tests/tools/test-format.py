@@ -5,6 +5,7 @@ docs/codecs.md alone.
 
 usage: test-format.py DCMEM
 """
+import json
 import os
 import pathlib
 import struct
@@ -82,10 +83,87 @@ def check(tool, codec, wanted):
     assert seen == set(wanted), set(wanted) - seen
 
 
+HINT = struct.Struct('<QQIIBBB5s')
+
+
+def names_of(table, data):
+    for i in range(table[1][1]):
+        at, n = struct.unpack_from('<QI', data, table[1][0] + 136 * i)
+        yield data[table[0][0] + at:][:n].decode()
+
+
+def stored_as(table, data, i):
+    """The pages' codecs and bytes of tensor i."""
+    at = table[1][0] + 136 * i
+    n_bytes, _, n_forms, first_form = struct.unpack_from('<QIIQ', data, at + 80)
+    if not n_forms:
+        return n_bytes, []
+    _, n_pages, record = struct.unpack_from('<QQQ', data, table[3][0] + 64 * first_form)
+    pages = [struct.unpack_from('<QIB', data, table[4][0] + 32 * (record + page))
+             for page in range(n_pages)]
+    return n_bytes, [(codec, stored) for _, stored, codec in pages]
+
+
+def check_hints(tool, wanted):
+    """Hints as docs/container.md has them, beside the same pages; `ls` says the same."""
+    wide = {name: (dtype, data * (60 if name == 'wide' else 1))
+            for name, (dtype, data) in wanted.items()}
+    wide['same'] = wide['middle']
+    wide['none'] = ('F32', b'')
+    with tempfile.TemporaryDirectory() as work:
+        synthetic.write(work + '/m.safetensors',
+                        [(name, dtype, [len(data) // {'I8': 1, 'BF16': 2, 'F32': 4}[dtype]], data)
+                         for name, (dtype, data) in wide.items()])
+        packs = {}
+        for out, options in {'plain': (), 'again': (), 'hints': ('--hints',)}.items():
+            done = synthetic.run(tool, 'pack', work + '/m.safetensors', '-o', work + f'/{out}.dcmem',
+                                 *options)
+            assert done.returncode == 0, done.stderr
+            packs[out] = pathlib.Path(work, out + '.dcmem').read_bytes()
+        listed = json.loads(synthetic.run(tool, 'ls', '--json', work + '/hints.dcmem').stdout)
+        lines = synthetic.run(tool, 'ls', '--hints', work + '/hints.dcmem').stdout.decode()
+        plain = synthetic.run(tool, 'ls', '--hints', work + '/plain.dcmem')
+        assert plain.returncode == 1 and b'--hints' in plain.stderr, plain
+        done = synthetic.run(tool, 'verify', work + '/hints.dcmem', '--against', work + '/m.safetensors')
+        assert done.returncode == 0, done.stderr
+    assert packs['plain'] == packs['again']
+    data, index = packs['hints'], struct.unpack_from('<Q', packs['plain'], 40)[0]
+    assert data[4096:index] == packs['plain'][4096:index], 'hints change nothing but the index'
+    assert struct.unpack_from('<Q', data, 24) == (1,)
+    assert struct.unpack_from('<Q', packs['plain'], 24) == (0,)
+    assert struct.unpack_from('<QQ', packs['plain'], index + 64 + 16 * 9) == (0, 0)
+    table = tables(data)
+    found = {}
+    for i in range(table[9][1]):
+        tensor, stored, decode, encode, codec, effort, path, rest = HINT.unpack_from(
+            data, table[9][0] + 32 * i)
+        assert effort in (1, 2) and path in (0, 1, 2) and rest == bytes(5) and decode and encode
+        found.setdefault(tensor, []).append((decode, stored, codec, effort))
+    assert list(found) == sorted(found)
+    for i, name in enumerate(names_of(table, data)):
+        n_bytes, pages = stored_as(table, data, i)
+        ways = found.get(i, [])
+        assert bool(ways) == (name not in ('same', 'none')), name
+        assert len(ways) <= 16 and ways == sorted(ways), name
+        assert all(a[1] > b[1] for a, b in zip(ways, ways[1:])), (name, ways)
+        assert all(way[1] <= n_bytes and (way[2] or way[1] == n_bytes) for way in ways), name
+        # Few enough pages for all of them to be samples: no estimate, but what was stored.
+        for _, stored, codec, effort in ways:
+            if effort == 1 and {page[0] for page in pages} == {codec}:
+                assert stored == sum(page[1] for page in pages), (name, codec)
+        assert [(way['stored_bytes'], way['decode_ps_per_byte']) for way in
+                listed['tensors'][i]['hints']] == [(way[1], way[0]) for way in ways], name
+        assert not ways or name in lines
+    # Half zeros, tails, wide bells: something is smaller than raw for each.
+    assert all(ways[-1][2] for ways in found.values())
+    print(f'{table[9][1]} hints of {len(found)} tensors')
+
+
 def main():
     wanted = sources(synthetic.rng())
     for codec in CODECS:
         check(sys.argv[1], codec, wanted)
+    check_hints(sys.argv[1], wanted)
 
 
 if __name__ == '__main__':

@@ -6,7 +6,9 @@
 #include <stdbool.h>
 #include <stdio.h>
 
+#include "base/cpu.h"
 #include "base/message.h"
+#include "dcmem/dcmem.h"
 #include "summary.h"
 #include "table.h"
 #include "verb-ls-model.h"
@@ -14,13 +16,15 @@
 
 static int help(void)
 {
-	printf("Usage: dcmem ls FILE [--groups] [--json]\n"
+	printf("Usage: dcmem ls FILE [--groups | --hints] [--json]\n"
 	       "       dcmem ls MODEL [--json] [--socket PATH]\n\n"
 	       "Lists the tensors of a container with their shapes, dtypes, codecs and ratios, the\n"
 	       "files it restores, and totals; or the tensors of a model that a daemon holds. Tensors\n"
 	       "whose bytes are those of an earlier one are stored once and shown as `shared`.\n\n"
 	       "  --groups  one line for tensors whose names differ in numbers alone\n"
-	       "  --json    one JSON document\n"
+	       "  --hints   what each codec would make of each tensor, as `dcmem pack --hints` measured\n"
+	       "            it: stored bytes, and GB/s of one core\n"
+	       "  --json    one JSON document; hints are in it, where there are any\n"
 	       "  --socket PATH  the daemon's socket, for a MODEL\n\n"
 	       "Example: which kinds of tensors compress worst?\n\n"
 	       "  dcmem ls my-model.dcmem --groups\n\n"
@@ -76,6 +80,91 @@ static int print_tensors(const struct container *container)
 		table_print(&table, stdout);
 	table_deinit(&table);
 	return r < 0 ? message_set(r, "not enough memory for the table") : r;
+}
+
+/* GB/s (10^9) of so many picoseconds a byte. */
+static const char *speed_text(uint32_t ps, char ret_text[24])
+{
+	snprintf(ret_text, 24, "%.2f", 1000 / (double)(ps ? ps : 1));
+	return ret_text;
+}
+
+static const char *hint_codec(const struct container_hint *hint)
+{
+	const char *name = dcmem_codec_name(hint->codec);
+
+	return name ? name : "?";
+}
+
+static const char *hint_effort(const struct container_hint *hint)
+{
+	return hint->effort > 1 ? "dense" : "normal";
+}
+
+static int hint_rows(struct table *table, const struct index *index, uint64_t id)
+{
+	char stored[24], ratio[24], decode[24], encode[24];
+	const struct container_tensor *tensor;
+	const struct container_hint *hints = NULL;
+	const char *name;
+	unsigned n = 0;
+	int r = index_tensor(index, id, &tensor);
+
+	if (!r)
+		r = index_tensor_name(index, tensor, &name);
+	if (!r)
+		r = index_hints(index, id, &hints, &n);
+	for (unsigned i = 0; !r && i < n; i++)
+		r = table_row(table, (const char *[]){
+			i ? "" : name, hint_codec(&hints[i]), hint_effort(&hints[i]),
+			table_bytes(hints[i].stored_bytes, stored),
+			table_ratio(tensor->n_bytes, hints[i].stored_bytes, ratio),
+			speed_text(hints[i].decode_ps, decode),
+			speed_text(hints[i].encode_ps, encode) });
+	return r;
+}
+
+static int print_hints(const struct container *container)
+{
+	struct table table;
+	int r;
+
+	if (container->index.n_hints == 0)
+		return message_set(INDEX_E_NOT_FOUND,
+				   "the container has no hints: pack the model with --hints");
+	table_init(&table, 7, "lllrrrr");
+	r = table_row(&table, (const char *[]){ "TENSOR", "CODEC", "EFFORT", "STORED", "RATIO",
+						"DECODE", "ENCODE" });
+	for (uint64_t id = 0; !r && id < container->index.n_tensors; id++)
+		r = hint_rows(&table, &container->index, id);
+	if (!r)
+		table_print(&table, stdout);
+	table_deinit(&table);
+	return r < 0 ? message_set(r, "not enough memory for the table") : r;
+}
+
+static int json_hints(const struct index *index, uint64_t id, struct json_out *out)
+{
+	const struct container_hint *hints = NULL;
+	unsigned n = 0;
+	int r = index_hints(index, id, &hints, &n);
+
+	if (r || index->n_hints == 0)
+		return r;
+	json_out_array(out, "hints");
+	for (unsigned i = 0; i < n; i++) {
+		json_out_object(out, NULL);
+		json_out_string(out, "codec", hint_codec(&hints[i]));
+		json_out_string(out, "effort", hint_effort(&hints[i]));
+		json_out_u64(out, "stored_bytes", hints[i].stored_bytes);
+		json_out_u64(out, "decode_ps_per_byte", hints[i].decode_ps);
+		json_out_u64(out, "encode_ps_per_byte", hints[i].encode_ps);
+		json_out_string(out, "path", hints[i].path < CPU_N_PATHS ?
+						      cpu_path_name(hints[i].path) : "?");
+		json_out_end(out, '}');
+	}
+	json_out_end(out, ']');
+	return 0;
 }
 
 static int print_files(const struct container *container)
@@ -159,6 +248,9 @@ static int json_tensors(const struct container *container, struct json_out *out)
 			json_out_end(out, '}');
 		}
 		json_out_end(out, ']');
+		r = json_hints(index, id, out);
+		if (r)
+			return r;
 		json_out_end(out, '}');
 	}
 	json_out_end(out, ']');
@@ -216,12 +308,13 @@ int verb_ls(int argc, char **argv)
 	static const struct option long_options[] = {
 		{ "json", no_argument, NULL, 'J' },
 		{ "groups", no_argument, NULL, 'g' },
+		{ "hints", no_argument, NULL, 'H' },
 		{ "socket", required_argument, NULL, 's' },
 		{ "help", no_argument, NULL, 'h' },
 		{ 0 },
 	};
 	const char *socket_path = NULL;
-	bool json = false, groups = false;
+	bool json = false, groups = false, hints = false;
 	struct container container;
 	int c, r;
 
@@ -235,10 +328,13 @@ int verb_ls(int argc, char **argv)
 			socket_path = optarg;
 		json |= c == 'J';
 		groups |= c == 'g';
+		hints |= c == 'H';
 	}
 	if (argc - optind != 1)
 		return verb_usage("ls", "needs one FILE or MODEL");
-	if (!groups && ls_is_model(argv[optind]))
+	if (groups && hints)
+		return verb_usage("ls", "--groups or --hints, not both");
+	if (!groups && !hints && ls_is_model(argv[optind]))
 		return ls_model(argv[optind], socket_path, json);
 	r = container_open(&container, argv[optind]);
 	if (r)
@@ -247,9 +343,11 @@ int verb_ls(int argc, char **argv)
 		r = print_json(&container, argv[optind]);
 	else if (groups)
 		r = summary_print_groups(&container);
+	else if (hints)
+		r = print_hints(&container);
 	else
 		r = print_tensors(&container);
-	if (!r && !json)
+	if (!r && !json && !hints)
 		r = print_files(&container);
 	container_close(&container);
 	return r ? verb_failure("ls", r, message_get()) : verb_flush("ls");

@@ -51,6 +51,9 @@ static int help(void)
 	       "  --effort EFFORT   what auto looks for. normal (default): the fastest to decode within\n"
 	       "                    0.4 %% of the smallest; fast: the fastest that saves 1 %% or more,\n"
 	       "                    near the speed of memory; dense: the smallest, slow to pack\n"
+	       "  --hints           also keep what each codec would make of each tensor, in bytes and in\n"
+	       "                    time on this machine (`dcmem ls --hints`); with it no two packs are\n"
+	       "                    the same bytes\n"
 	       "  --quantize        with loss: linear layers become INT8 codes that compress well; see\n"
 	       "                    below\n"
 	       "  --json            one JSON document instead of the table\n"
@@ -279,7 +282,7 @@ int verb_pack(int argc, char **argv)
 		{ "output", required_argument, NULL, 'o' }, { "jobs", required_argument, NULL, 'j' },
 		{ "codec", required_argument, NULL, 'c' },  { "effort", required_argument, NULL, 'e' },
 		{ "json", no_argument, NULL, 'J' },	    { "quiet", no_argument, NULL, 'q' },
-		{ "help", no_argument, NULL, 'h' },
+		{ "help", no_argument, NULL, 'h' }, { "hints", no_argument, NULL, 'H' },
 		{ "quantize", no_argument, NULL, OPT_QUANTIZE },
 		{ "ratio", required_argument, NULL, OPT_RATIO },
 		{ "bits", required_argument, NULL, OPT_BITS },
@@ -323,6 +326,9 @@ int verb_pack(int argc, char **argv)
 			if (i < 0)
 				return verb_usage("pack", "--effort takes fast, normal or dense");
 			options->effort = (enum pack_effort)i;
+			break;
+		case 'H':
+			options->hints = true;
 			break;
 		case 'J':
 			arguments.json = true;
