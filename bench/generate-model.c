@@ -38,6 +38,11 @@ const char *generate_shape_name(unsigned shape)
 	return shape < sizeof(shapes) / sizeof(shapes[0]) ? shapes[shape].name : NULL;
 }
 
+static uint64_t vocabulary(const struct generate_model *model, const struct shape *shape)
+{
+	return model->options.n_vocab ? model->options.n_vocab : shape->vocabulary;
+}
+
 /* --- tensors --- */
 
 static int add(struct generate_model *model, enum generate_kind kind, uint32_t dtype, uint64_t rows,
@@ -138,14 +143,14 @@ static int add_layer(struct generate_model *model, const struct shape *shape, un
 /* In the order in which a model is read. */
 static int add_all(struct generate_model *model, const struct shape *shape)
 {
-	int r = add_matrix(model, shape->vocabulary, shape->hidden, "model.embed_tokens.weight");
+	int r = add_matrix(model, vocabulary(model, shape), shape->hidden, "model.embed_tokens.weight");
 
 	for (unsigned i = 0; i < model->options.n_layers && !r; i++)
 		r = add_layer(model, shape, i);
 	if (!r)
 		r = add_norm(model, shape->hidden, "model.norm.weight");
 	if (!r && !shape->tied)
-		r = add_matrix(model, shape->vocabulary, shape->hidden, "lm_head.weight");
+		r = add_matrix(model, vocabulary(model, shape), shape->hidden, "lm_head.weight");
 	/* Not called weights: nothing multiplies by them, and they have no scales. */
 	for (uint64_t i = 0; i < model->options.n_tensors && !r; i++) {
 		r = add_matrix(model, SMALL_ROWS, SMALL_COLS, "model.small.%06" PRIu64, i);
@@ -224,7 +229,7 @@ static char *make_config(const struct generate_model *model, const struct shape 
 		 "}\n",
 		 shape->head_dim, shape->hidden, shape->inner, shape->heads,
 		 model->options.n_layers, shape->kv_heads, shape->tied ? "true" : "false",
-		 shape->vocabulary);
+		 (unsigned)vocabulary(model, shape));
 	return memory_strdup(text);
 }
 

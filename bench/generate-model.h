@@ -19,6 +19,7 @@ struct generate_options {
 	bool bf16;	    /* else INT8 with a scale a row */
 	double bits;	    /* of INT8 */
 	uint64_t n_layers;  /* 0: as many as the shape has */
+	uint64_t n_vocab;   /* the same */
 	uint64_t n_tensors; /* so many small ones beside */
 	unsigned n_shards;  /* at least 1 */
 	uint64_t seed;

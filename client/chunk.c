@@ -7,10 +7,13 @@
  */
 #include "served.h"
 
+#include <errno.h>
+
 #include "base/clock.h"
 #include "base/range.h"
 #include "proto/shared.h"
 
+#define ROOM_NS (5 * NS_PER_S) /* that the daemon may take to make room; untuned */
 #define ACQUIRE_TRIES 3 /* a restart of the daemon in the middle is one more try */
 
 /* With model->lock held. */
@@ -256,6 +259,15 @@ int served_acquire_window(struct dcmem *model, const struct client_tensor *tenso
 		struct wire_acquire body = asked;
 
 		r = served_call(model, 0, WIRE_ACQUIRE, &body, sizeof(body), &reply, &session, &id);
+		if (r == -EAGAIN && clock_now_ns() - began < ROOM_NS) {
+			segment_obey(model);
+			chunk_obey(model);
+			try--;
+			continue;
+		}
+		if (r == -EAGAIN)
+			r = message_set(DCMEM_E_BUDGET, "no room for a window after %llu s",
+					(unsigned long long)(ROOM_NS / NS_PER_S));
 		if (r != 0)
 			return r;
 		r = window_view(model, tensor, &body, &reply.message.acquire_reply, session, &granted,

@@ -20,6 +20,8 @@
 #include "base/clock.h"
 #include "base/message.h"
 
+#define FEATURES (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN)
+
 #define TIMEOUT_DEFAULT_MS 30000
 #define SYSTEM_SOCKET "/run/dcmem/socket"
 
@@ -225,14 +227,14 @@ int transport_request(struct transport *transport, uint16_t type, const void *bo
 
 static int transport_hello(struct transport *transport)
 {
-	struct wire_hello hello = {.protocol = WIRE_PROTOCOL, .features = WIRE_FEATURE_SHARE};
+	struct wire_hello hello = {.protocol = WIRE_PROTOCOL, .features = FEATURES};
 	struct transport_reply reply;
 	int r;
 
 	r = transport_request(transport, WIRE_HELLO, &hello, sizeof(hello), NULL, 0, &reply);
 	if (r != 0)
 		return r;
-	if (reply.message.hello.protocol != WIRE_PROTOCOL || reply.message.hello.features & ~WIRE_FEATURE_SHARE)
+	if (reply.message.hello.protocol != WIRE_PROTOCOL || reply.message.hello.features & ~FEATURES)
 		return message_set(DCMEM_E_PROTOCOL,
 				   "the daemon at %s speaks protocol %u, this library %u",
 				   transport->options.path, reply.message.hello.protocol,

@@ -2,7 +2,8 @@
 /*
  * The budget. Owns the sums; refuses a charge that would pass the limit, before anybody touches a
  * page of it, because the kernel does not refuse shared memory over a cgroup's limit: it kills.
- * Any thread. Invariant: total is the sum of the kinds, and grows only up to the limit.
+ * Any thread. Invariant: total is the sum of the kinds, and grows only up to the limit, but for what
+ * budget_charge_over() is told.
  */
 #include "budget.h"
 
@@ -51,6 +52,17 @@ int budget_charge(struct budget *budget, enum budget_kind kind, uint64_t n_bytes
 				   (unsigned long long)budget->limit);
 	*ret_charge = (struct charge){.budget = budget, .kind = kind, .n_bytes = n_bytes};
 	return 0;
+}
+
+void budget_charge_over(struct budget *budget, enum budget_kind kind, uint64_t n_bytes,
+			struct charge *ret_charge)
+{
+	pthread_mutex_lock(&budget->mutex);
+	budget->total += n_bytes;
+	budget->used[kind] += n_bytes;
+	budget->peak = max_u64(budget->peak, budget->total);
+	pthread_mutex_unlock(&budget->mutex);
+	*ret_charge = (struct charge){.budget = budget, .kind = kind, .n_bytes = n_bytes};
 }
 
 bool budget_has_room(struct budget *budget, uint64_t n_bytes)

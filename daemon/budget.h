@@ -33,6 +33,9 @@ void budget_destroy(struct budget *budget);
 /* STORE_E_BUDGET with a message when the bytes do not fit; then nothing has changed. */
 int budget_charge(struct budget *budget, enum budget_kind kind, uint64_t n_bytes,
 		  struct charge *ret_charge);
+/* The same beyond the limit: for what takes less in the end, where a limit was lowered. */
+void budget_charge_over(struct budget *budget, enum budget_kind kind, uint64_t n_bytes,
+			struct charge *ret_charge);
 /* Would `n_bytes` fit now? */
 bool budget_has_room(struct budget *budget, uint64_t n_bytes);
 /* Limits from now on. What is held beyond it stays: nothing is admitted until there is less. */

@@ -302,6 +302,10 @@ static int make_room(struct recode *recode)
 	struct charge charge;
 	int r = budget_charge(&store->budget, BUDGET_INFLIGHT, n_bytes, &charge);
 
+	if (r == STORE_E_BUDGET && recode->request.over) {
+		budget_charge_over(&store->budget, BUDGET_INFLIGHT, n_bytes, &charge);
+		r = 0;
+	}
 	if (r)
 		return r;
 	r = region_create("dcmem-segment", n_bytes, &store->config, &recode->region);

@@ -20,6 +20,7 @@ struct recode_request {
 	uint8_t codec;	  /* CODEC_RAW: readable in place */
 	int effort;
 	uint64_t max_bytes; /* of stored pages, as estimated; charged until the size is known */
+	bool over;	    /* the budget was cut, and this is the way back under it */
 };
 
 struct recode;

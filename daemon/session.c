@@ -281,7 +281,8 @@ static void session_wait_free(struct session_wait *wait)
 static void session_hello(struct session *session, const struct wire_message *request)
 {
 	struct wire_hello hello = {.protocol = WIRE_PROTOCOL,
-				   .features = request->hello.features & WIRE_FEATURE_SHARE,
+				   .features = request->hello.features &
+					       (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN),
 				   .instance = session->server->instance};
 	char text[80];
 
@@ -292,6 +293,7 @@ static void session_hello(struct session *session, const struct wire_message *re
 		return; /* the deadline ends it */
 	}
 	session->ready = true;
+	store_client_ask_again(session->client, hello.features & WIRE_FEATURE_AGAIN);
 	loop_cancel(session->server->loop, &session->handshake);
 	session_answer(session, request, &hello, sizeof(hello), NULL, 0);
 }

@@ -12,7 +12,9 @@
 #include "base/message.h"
 #include "base/range.h"
 #include "store-impl.h"
+#include "tuner.h"
 
+#define SEND_BACK_NS (20 * NS_PER_MS) /* untuned */
 #define WAIT_NS (5 * NS_PER_S) /* for room: longer than any sweep holds a window; untuned */
 
 void request_free(struct request *request)
@@ -121,7 +123,8 @@ static bool may_get_room(const struct store *store)
 	struct budget budget;
 
 	budget_get((struct budget *)(uintptr_t)&store->budget, &budget);
-	if (store->stats.n_leases || budget.used[BUDGET_RETIRED] || budget.used[BUDGET_INFLIGHT])
+	if (store->stats.n_leases || budget.used[BUDGET_RETIRED] || budget.used[BUDGET_INFLIGHT] ||
+	    tuner_may_shrink(store->tuner))
 		return true;
 	TAILQ_FOREACH(model, &store->models, link)
 		if (model->n_decoding)
@@ -277,6 +280,7 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 		.tensor = tensor,
 		.first_page = first_page,
 		.n_pages = n_pages,
+		.began_ns = clock_now_ns(),
 		.deadline_ns = clock_now_ns() + WAIT_NS,
 		.acquired = acquired,
 		.data = data,
@@ -290,6 +294,19 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 	if (window)
 		read_ahead(attachment, n_pages);
 	return STORE_PENDING;
+}
+
+void store_send_back(struct store *store, uint64_t now)
+{
+	struct request *request, *next;
+
+	for (request = TAILQ_FIRST(&store->waiting); request; request = next) {
+		next = TAILQ_NEXT(request, link);
+		if (!request->client->asks_again || now - request->began_ns < SEND_BACK_NS)
+			continue;
+		request_fail(request, -EAGAIN, "memory that was retired must be unmapped first");
+		next = TAILQ_FIRST(&store->waiting); /* the callback may change the list */
+	}
 }
 
 void store_retry_waiting(struct store *store)

@@ -31,6 +31,11 @@ int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_cli
 	return 0;
 }
 
+void store_client_ask_again(struct store_client *client, bool may)
+{
+	client->asks_again = may;
+}
+
 struct attachment *client_find_attachment(const struct store_client *client, uint64_t model)
 {
 	struct attachment *attachment;

@@ -113,7 +113,7 @@ struct request {
 	struct store_client *client;
 	struct model *model;
 	struct window *window; /* NULL: in the store's queue */
-	uint64_t tensor, first_page, n_pages, deadline_ns;
+	uint64_t tensor, first_page, n_pages, began_ns, deadline_ns;
 	store_acquired acquired;
 	void *data;
 };
@@ -123,6 +123,7 @@ struct store_client {
 	struct store *store;
 	uid_t uid;
 	pid_t pid;
+	bool asks_again;
 	struct attachment_list attachments;
 	struct lease_list held, free;
 	struct lease **slots;
@@ -228,6 +229,8 @@ struct attachment *client_find_attachment(const struct store_client *client, uin
 #define ACQUIRE_AHEAD 2 /* windows that are decoded before a sweep asks for them; untuned */
 /* store-acquire.c: asks again for everything that waits for room */
 void store_retry_waiting(struct store *store);
+/* Has those who wait while they map retired memory let go of it first. */
+void store_send_back(struct store *store, uint64_t now_ns);
 void request_free(struct request *request); /* unanswered */
 void request_fail(struct request *request, int result, const char *message);
 void request_grant(struct request *request, struct window *window);

@@ -53,6 +53,7 @@ int store_set_tuning(struct store *store, const struct store_tuning *tuning)
 	pool_set_background(store->decoders, (uint32_t)div_up((uint64_t)store->config.n_workers *
 								      tuning->background, 100));
 	tuner_set(store->tuner, tuning);
+	store_retry_waiting(store);
 	return 0;
 }
 

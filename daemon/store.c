@@ -22,7 +22,7 @@
 #include "tuner.h"
 
 #define TICK_NS (NS_PER_S)
-#define TICK_RETIRED_NS (100 * NS_PER_MS) /* between exclusivity tests; untuned */
+#define TICK_RETIRED_NS (20 * NS_PER_MS) /* between exclusivity tests; untuned */
 
 static int check_config(struct store_config *config)
 {
@@ -390,8 +390,11 @@ uint64_t store_tick(struct store *store)
 		store->heartbeat_ns = now;
 		tuner_tick(store->tuner, now);
 	}
-	if (freed)
+	if (freed) {
+		tuner_continue(store->tuner);
 		store_retry_waiting(store);
+		store_send_back(store, now);
+	}
 	/* In order of arrival, hence of deadline. */
 	while ((request = TAILQ_FIRST(&store->waiting)) && request->deadline_ns <= now) {
 		store->stats.refused_budget++;

@@ -88,6 +88,8 @@ int store_file_fd(struct store_client *client, uint64_t model, uint32_t file, in
  * for reading and writing: the caller closes it after sending.
  */
 int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, uint32_t *ret_leases);
+/* Its acquires may fail with -EAGAIN: it shall unmap what was retired, and ask again. */
+void store_client_ask_again(struct store_client *client, bool may);
 int store_chunk_ack(struct store_client *client, uint64_t model, uint32_t chunk);
 
 struct store_window {

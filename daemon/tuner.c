@@ -21,6 +21,7 @@
 #define INTERVAL_NS NS_PER_S /* between plans, at the least; untuned */
 #define OVERHEAD 200	     /* planning takes one part of the time in so many, at most */
 #define DWELL_S 10.0	     /* untuned */
+#define HEADROOM 10	     /* a tensor of more than this part of the budget gets no room kept free */
 #define MARGIN 1.06	     /* of an estimate, before a change is given up as larger */
 #define WORTH 0.99	     /* a coded form takes less than this of the raw one */
 #define FAILURES 3	     /* until a tensor is left as it is */
@@ -51,6 +52,7 @@ struct tuner {
 	const struct planner_choice *choices; /* the planner's, of the last plan; NULL: none */
 	uint64_t seen_ns, next_ns; /* of looking, of planning */
 	struct change *changes;
+	uint64_t held_at_cut; /* in all, when the budget was lowered the last time */
 	struct model *sampled; /* the model of the sample under way, or NULL */
 	uint64_t sampled_tensor;
 	bool stopping;
@@ -121,6 +123,10 @@ const struct tuner_state *tuner_state(const struct tuner *tuner)
 
 void tuner_set(struct tuner *tuner, const struct store_tuning *tuning)
 {
+	struct budget now;
+
+	budget_get(&tuner->store->budget, &now);
+	tuner->held_at_cut = now.total > now.limit ? now.total : 0;
 	tuner->state.enabled = tuning->tune;
 	tuner->state.policy.objective = tuning->objective;
 	tuner->state.policy.frozen = tuning->frozen;
@@ -147,6 +153,12 @@ bool tuner_explain(const struct tuner *tuner, const struct tuned_tensor *tensor,
 	*ret_chosen = forms[tuner->choices[t].form].class;
 	*ret_next = ret_reasons->has_next ? forms[ret_reasons->next.form].class : *ret_chosen;
 	return true;
+}
+
+void tuner_continue(struct tuner *tuner)
+{
+	if (!tuner->stopping)
+		start_steps(tuner);
 }
 
 /* --- models ----------------------------------------------------------------------------------- */
@@ -429,7 +441,8 @@ static void set_host(struct tuner *tuner)
 		const struct tuned_tensor *tensor = tuner->tensor_of[t];
 
 		planned += tensor->forms[tensor->current].bytes;
-		headroom = max_u64(headroom, tensor->forms[0].bytes);
+		if (tensor->forms[0].bytes <= now.limit / HEADROOM)
+			headroom = max_u64(headroom, tensor->forms[0].bytes);
 	}
 	/* Windows come in chunks: where the plan counts less than one, it is the rest of one. */
 	TAILQ_FOREACH(model, &store->models, link) {
@@ -441,7 +454,6 @@ static void set_host(struct tuner *tuner)
 	}
 	fixed = now.used[BUDGET_COMPRESSED] - min_u64(planned, now.used[BUDGET_COMPRESSED]) +
 		now.used[BUDGET_INDEX];
-	headroom = min_u64(headroom, now.limit / 4);
 	*host = (struct planner_host){
 		.budget_bytes = now.limit - min_u64(now.limit, fixed + chunks),
 		.pinned_bytes = now.used[BUDGET_RETIRED] + now.used[BUDGET_INFLIGHT],
@@ -452,7 +464,6 @@ static void set_host(struct tuner *tuner)
 		.remote_factor = 1,
 		.n_nodes = 1,
 	};
-	store->reserve_bytes = headroom;
 }
 
 static int make_plan(struct tuner *tuner, uint64_t now, struct planner_plan *ret_plan)
@@ -538,6 +549,19 @@ static void changed(void *data, const struct recode_result *result)
 		start_steps(tuner);
 }
 
+/*
+ * Where the budget was cut below what the stored forms take, nothing could shrink any more within it:
+ * one change at a time may stand over it then, but never more than was held before, and that change.
+ */
+static bool may_go_over(const struct tuner *tuner, const struct tuned_tensor *tensor, uint64_t n_bytes)
+{
+	struct budget now;
+
+	budget_get(&tuner->store->budget, &now);
+	return n_bytes < tensor->forms[tensor->current].bytes && !tuner->state.n_changing &&
+	       now.total <= tuner->held_at_cut;
+}
+
 /* 0: begun, or not to be done. STORE_E_BUDGET: there is no room for it now. */
 static int start_change(struct tuner *tuner, struct model *model, struct tuned_tensor *tensor,
 			uint8_t form_id)
@@ -563,6 +587,7 @@ static int start_change(struct tuner *tuner, struct model *model, struct tuned_t
 	*change = (struct change){.tuner = tuner, .model = model, .tensor = tensor, .form = form_id};
 	if (!budget_has_room(&tuner->store->budget, request.max_bytes))
 		(void)store_make_room(tuner->store, NULL, request.max_bytes);
+	request.over = may_go_over(tuner, tensor, request.max_bytes);
 	r = recode_start(&request, changed, change, &change->recode);
 	if (r) {
 		memory_free(change);
@@ -578,6 +603,10 @@ static int start_change(struct tuner *tuner, struct model *model, struct tuned_t
 static void start_steps(struct tuner *tuner)
 {
 	uint32_t most = max_u64(1, tuner->store->config.n_workers / 2);
+	bool more = tuner->next_step < tuner->n_steps;
+
+	/* Windows take all that is free, but not in the way of what is to be done. */
+	tuner->store->reserve_bytes = more ? tuner->input.host.headroom_bytes : 0;
 
 	while (tuner->next_step < tuner->n_steps && tuner->state.n_changing < most) {
 		const struct planner_step *step = &tuner->steps[tuner->next_step];
@@ -588,6 +617,24 @@ static void start_steps(struct tuner *tuner)
 			return; /* later, when a change under way has given room, or clients unmapped */
 		tuner->next_step++;
 	}
+}
+
+bool tuner_may_shrink(const struct tuner *tuner)
+{
+	const struct model *model;
+
+	if (!tuner->state.enabled || tuner->state.policy.frozen)
+		return false;
+	TAILQ_FOREACH(model, &tuner->store->models, link) {
+		for (uint32_t i = 0; is_tuned(model) && i < model->tuned->n_tensors; i++) {
+			const struct tuned_tensor *tensor = &model->tuned->tensors[i];
+
+			for (unsigned f = 0; tensor->sampled && f < tensor->n_forms; f++)
+				if (tensor->forms[f].bytes < tensor->forms[tensor->current].bytes)
+					return true;
+		}
+	}
+	return false;
 }
 
 /* --- the clock -------------------------------------------------------------------------------- */
@@ -682,6 +729,7 @@ void tuner_tick(struct tuner *tuner, uint64_t now)
 	budget_get(&store->budget, &budget);
 	if (budget.total > budget.limit)
 		(void)store_make_room(store, NULL, 0);
+	store_retry_waiting(store); /* memory may have come free where nobody told */
 	if (!tuner->state.enabled)
 		store->reserve_bytes = 0;
 	else if (now >= tuner->next_ns)

@@ -76,10 +76,14 @@ void tuner_tick(struct tuner *tuner, uint64_t now_ns);
 void tuner_set(struct tuner *tuner, const struct store_tuning *tuning);
 /* Plans now: what was asked for has changed. */
 void tuner_hurry(struct tuner *tuner);
+/* Could something be held in less memory than now? */
+bool tuner_may_shrink(const struct tuner *tuner);
 /* False: the last plan does not know the tensor. Classes of what it is, shall be, and next could be. */
 bool tuner_explain(const struct tuner *tuner, const struct tuned_tensor *tensor,
 		   struct planner_reasons *ret_reasons, uint8_t *ret_now, uint8_t *ret_chosen,
 		   uint8_t *ret_next);
+/* Memory came free: what waited for room may go on. */
+void tuner_continue(struct tuner *tuner);
 const struct tuner_state *tuner_state(const struct tuner *tuner);
 
 /* rates.c: what readers took since the last look. */

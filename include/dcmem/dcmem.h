@@ -15,6 +15,9 @@
  * notices and returns DCMEM_E_FORKED. Data of raw tensors stays readable in the child; leased
  * windows are not inherited, and reading one faults.
  *
+ * Memory: the daemon moves tensors and shrinks its windows while programs run. What it wants back, a
+ * handle unmaps at its next call of any function; one that sleeps for long keeps it from others.
+ *
  * The library never prints, never exits, starts no thread, installs no signal handler.
  */
 #ifndef DCMEM_H

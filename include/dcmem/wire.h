@@ -74,6 +74,11 @@ struct wire_hello {
 };
 
 #define WIRE_FEATURE_SHARE (1ULL << 0) /* leases may be kept (shm.h) */
+/*
+ * ACQUIRE may be answered by EAGAIN (status 65536 + 11) while memory that this client still maps was
+ * retired: it unmaps that and asks again. Without it, who waits for room would stand in its own way.
+ */
+#define WIRE_FEATURE_AGAIN (1ULL << 1)
 
 struct wire_attach { /* followed by name_bytes of name */
 	uint32_t name_bytes;

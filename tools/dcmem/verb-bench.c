@@ -17,6 +17,7 @@
 #include "bench-model.h"
 #include "bench-report.h"
 #include "bench-run.h"
+#include "bench-tune.h"
 #include "dcmem/dcmem.h"
 #include "progress.h"
 #include "verb.h"
@@ -35,7 +36,8 @@ static void stop(int signal_number)
 
 static int help(void)
 {
-	printf("Usage: dcmem bench codec [MODEL_OR_FILE...] [OPTIONS]\n\n"
+	printf("Usage: dcmem bench codec [MODEL_OR_FILE...] [OPTIONS]\n"
+	       "       dcmem bench tune ...      `dcmem bench tune --help` explains it\n\n"
 	       "Measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
 	       "where this build has them: ratio, decode and encode speed, on synthetic INT8 data\n"
 	       "and on the tensors of the models named (safetensors files, directories,\n"
@@ -355,7 +357,7 @@ static int parse(struct bench *bench, int argc, char **argv)
 	if (r)
 		return verb_usage("bench", "not a value for this option: %s", argv[optind - 1]);
 	if (optind >= argc || strcmp(argv[optind], "codec") != 0)
-		return verb_usage("bench", "what shall be measured? there is `dcmem bench codec`");
+		return verb_usage("bench", "what shall be measured? there are `dcmem bench codec` and tune");
 	for (unsigned i = 0; i < bench->kinds.n; i++)
 		if (strcmp(bench->kinds.word[i], "dram") != 0 &&
 		    strcmp(bench->kinds.word[i], "scratch") != 0 &&
@@ -364,7 +366,7 @@ static int parse(struct bench *bench, int argc, char **argv)
 	return VERB_OK;
 }
 
-int verb_bench(int argc, char **argv)
+static int verb_bench_codec(int argc, char **argv)
 {
 	struct bench *bench = memory_zalloc(sizeof(*bench));
 	struct sigaction action = { .sa_handler = stop };
@@ -396,4 +398,11 @@ int verb_bench(int argc, char **argv)
 	if (r)
 		return verb_failure("bench", r, message_get());
 	return verb_flush("bench");
+}
+
+int verb_bench(int argc, char **argv)
+{
+	if (argc > 1 && strcmp(argv[1], "tune") == 0)
+		return bench_tune(argc - 1, argv + 1);
+	return verb_bench_codec(argc, argv);
 }
