@@ -117,6 +117,7 @@ static void sample_take(const uint8_t *bytes, size_t n, struct sample *ret_sampl
 		for (unsigned at = 0; at < PAIR_ROW; at += 8) {
 			uint64_t word = bytes_load64(row + at);
 
+#pragma GCC unroll 8
 			for (unsigned j = 0; j < 8; j++)
 				count[j][word >> (8 * j) & 0xff]++;
 		}
@@ -193,7 +194,7 @@ static uint64_t cost_of(uint32_t count, uint32_t n)
 /* Adds up to `room` blocks that were not seen, neighbours first: they cost next to nothing. */
 static uint32_t classes_fill(uint8_t *bitmap, uint32_t n_blocks, uint32_t room)
 {
-	uint32_t n_added = 0;
+	uint32_t n_added = 0, last_block = n_blocks - 1; /* a power of two of blocks: also a mask */
 
 	for (uint32_t before = room + 1; n_added < room && n_added != before;) {
 		uint8_t old[32];
@@ -201,7 +202,7 @@ static uint32_t classes_fill(uint8_t *bitmap, uint32_t n_blocks, uint32_t room)
 		before = n_added;
 		memcpy(old, bitmap, sizeof(old));
 		for (uint32_t block = 0; block < n_blocks && n_added < room; block++) {
-			uint32_t next = (block + 1) % n_blocks, last = (block - 1) % n_blocks;
+			uint32_t next = (block + 1) & last_block, last = (block - 1) & last_block;
 
 			if (old[block >> 3] >> (block & 7) & 1 ||
 			    !((old[next >> 3] >> (next & 7) | old[last >> 3] >> (last & 7)) & 1))
@@ -727,12 +728,14 @@ static void write_lanes(struct pair_encoder *e, size_t n_pairs, uint32_t ret_byt
 static void write_offsets(struct writer *w, const struct classes *classes, const uint8_t *bytes,
 			  size_t n)
 {
-	for (size_t i = 0; i < n; i += PAIR_ROW) {
-		uint8_t row[8 * 7];
+	size_t row_bytes = (size_t)8 * classes->offset_bits;
 
-		row_pack(bytes + i, (uint8_t)classes->shift, classes->offset_bits, row);
-		writer_bytes(w, row, (size_t)8 * classes->offset_bits);
+	if (n / PAIR_ROW * row_bytes > w->capacity - w->at) {
+		w->is_full = true;
+		return;
 	}
+	for (size_t i = 0; i < n; i += PAIR_ROW, w->at += row_bytes)
+		row_pack(bytes + i, (uint8_t)classes->shift, classes->offset_bits, w->dst + w->at);
 }
 
 /*

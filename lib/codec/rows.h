@@ -9,6 +9,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "codec/bytes.h"
 
@@ -45,34 +46,49 @@ static inline uint64_t row_word(const uint8_t *row, unsigned width, unsigned w)
 	return word;
 }
 
-/* The row of the low `width` bits of 64 symbols, each less `base`. */
-static inline void row_pack(const uint8_t *symbols, uint8_t base, unsigned width, uint8_t *ret_row)
+/* Sixteen bytes, as vectors of gcc: every machine's compiler takes what it has. */
+typedef uint8_t row_vector __attribute__((vector_size(16)));
+typedef uint64_t row_words __attribute__((vector_size(16)));
+
+/* The row of the low `width` bits of 64 symbols, each less `base`: exactly 8 * width bytes. */
+static inline __attribute__((always_inline)) void row_pack(const uint8_t *symbols, uint8_t base,
+							   unsigned width, uint8_t *ret_row)
 {
-	const uint64_t high = EIGHT_TIMES(0x80), mask = EIGHT_TIMES((1U << width) - 1);
-	const uint64_t bases = EIGHT_TIMES(base);
-	uint64_t part4[4] = {0}, part2[2] = {0}, part1 = 0;
+	row_words v[4], half[2], quarter;
+	uint64_t part[2];
 
-	for (unsigned i = 0; i < ROW_SYMBOLS / 8; i++) {
-		uint64_t v = bytes_load64(symbols + 8 * (size_t)i);
+	for (unsigned i = 0; i < 4; i++) {
+		row_vector bytes;
 
-		/* Eight subtractions that do not borrow from each other. */
-		v = (((v | high) - (bases & ~high)) ^ ((v ^ ~bases) & high)) & mask;
-		if (width & 4) {
-			part4[i & 3] |= (v & EIGHT_TIMES(0x0f)) << (4 * (i >> 2));
-			v = v >> 4 & EIGHT_TIMES(0x0f);
-		}
-		if (width & 2) {
-			part2[i & 1] |= (v & EIGHT_TIMES(0x03)) << (2 * (i >> 1));
-			v = v >> 2 & EIGHT_TIMES(0x3f);
-		}
-		part1 |= (v & EIGHT_TIMES(1)) << i;
+		memcpy(&bytes, symbols + 16 * (size_t)i, sizeof(bytes));
+		v[i] = (row_words)(bytes - base);
 	}
-	for (unsigned i = 0; width & 4 && i < 4; i++, ret_row += 8)
-		bytes_store64(ret_row, part4[i]);
-	for (unsigned i = 0; width & 2 && i < 2; i++, ret_row += 8)
-		bytes_store64(ret_row, part2[i]);
-	if (width & 1)
-		bytes_store64(ret_row, part1);
+	if (width & 4) {
+		for (unsigned i = 0; i < 2; i++) {
+			half[i] = (v[i] & EIGHT_TIMES(0x0f)) | (v[i + 2] & EIGHT_TIMES(0x0f)) << 4;
+			memcpy(ret_row + 16 * (size_t)i, &half[i], sizeof(half[i]));
+		}
+		for (unsigned i = 0; i < 4; i++)
+			v[i] >>= 4; /* what comes from the neighbour byte is masked away */
+		ret_row += 32;
+	}
+	if (width & 2) {
+		for (unsigned i = 0; i < 2; i++)
+			half[i] = (v[i] & EIGHT_TIMES(0x03)) | (v[i + 2] & EIGHT_TIMES(0x03)) << 4;
+		quarter = half[0] | half[1] << 2;
+		memcpy(ret_row, &quarter, sizeof(quarter));
+		for (unsigned i = 0; i < 4; i++)
+			v[i] >>= 2;
+		ret_row += 16;
+	}
+	if (width & 1) {
+		for (unsigned i = 0; i < 2; i++)
+			half[i] = (v[i] & EIGHT_TIMES(0x01)) | (v[i + 2] & EIGHT_TIMES(0x01)) << 4;
+		quarter = half[0] | half[1] << 2;
+		memcpy(part, &quarter, sizeof(part));
+		part[0] |= part[1] << 1;
+		memcpy(ret_row, part, sizeof(part[0]));
+	}
 }
 
 /* An element is its planes, high byte first, rotated right by one bit. */
