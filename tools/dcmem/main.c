@@ -24,7 +24,7 @@ static const struct verb {
 	{ "tune", verb_tune, "how the daemon holds tensors, and why" },
 	{ "stats", verb_stats, "memory, decodes and models of the daemon" },
 	{ "cat", verb_cat, "one tensor to standard output or a .npy file" },
-	{ "bench", verb_bench, "measure the page codecs on this machine" },
+	{ "bench", verb_bench, "measure codecs and serving on this machine" },
 	{ "generate", verb_generate, "make a model of random weights, for measuring" },
 	{ "plan", verb_plan, "how tensors would be held on a described host" },
 	{ NULL },

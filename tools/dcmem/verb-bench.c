@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * `dcmem bench codec`. Owns the options, which data and coders there are, and how much is decoded;
+ * `dcmem bench codec`, and where the other benchmarks begin. Owns the options, which data and coders there are, and how much is decoded;
  * the measurement is in bench/, the protocol in docs/codecs.md.
  */
 #include <errno.h>
@@ -37,8 +37,11 @@ static void stop(int signal_number)
 static int help(void)
 {
 	printf("Usage: dcmem bench codec [MODEL_OR_FILE...] [OPTIONS]\n"
-	       "       dcmem bench tune ...      `dcmem bench tune --help` explains it\n\n"
-	       "Measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
+	       "       dcmem bench load [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
+	       "                 [--dir DIR]\n"
+	       "       dcmem bench tune ...\n\n"
+	       "`dcmem bench load --help` and `dcmem bench tune --help` explain these. The first\n"
+	       "measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
 	       "where this build has them: ratio, decode and encode speed, on synthetic INT8 data\n"
 	       "and on the tensors of the models named (safetensors files, directories,\n"
 	       "containers), as they are and quantized to INT8. Each row decodes at least 1 GiB\n"
@@ -53,7 +56,8 @@ static int help(void)
 	       "  --mib N       decode this many MiB at a time (default: four times the caches)\n"
 	       "  --effort N    effort of our encoders (default: 1)\n"
 	       "  --cpu-time    count the time on the CPU alone: for a machine that is not idle\n"
-	       "  --quiet       no progress bar\n\n"
+	       "  --quiet       no progress bar\n"
+	       "  --dcmemd PATH, --dir DIR: of `bench load`\n\n"
 	       "DCMEM_CPU=portable or avx2 in the environment leaves out the faster paths.\n\n"
 	       "Example:\n\n"
 	       "  dcmem bench codec ./my-model --json bench.json\n"
@@ -357,7 +361,7 @@ static int parse(struct bench *bench, int argc, char **argv)
 	if (r)
 		return verb_usage("bench", "not a value for this option: %s", argv[optind - 1]);
 	if (optind >= argc || strcmp(argv[optind], "codec") != 0)
-		return verb_usage("bench", "what shall be measured? there are `dcmem bench codec` and tune");
+		return verb_usage("bench", "what shall be measured? there are codec, load and tune");
 	for (unsigned i = 0; i < bench->kinds.n; i++)
 		if (strcmp(bench->kinds.word[i], "dram") != 0 &&
 		    strcmp(bench->kinds.word[i], "scratch") != 0 &&
@@ -368,8 +372,8 @@ static int parse(struct bench *bench, int argc, char **argv)
 
 static int verb_bench_codec(int argc, char **argv)
 {
-	struct bench *bench = memory_zalloc(sizeof(*bench));
 	struct sigaction action = { .sa_handler = stop };
+	struct bench *bench = memory_zalloc(sizeof(*bench));
 	int r;
 
 	if (!bench)
@@ -404,5 +408,7 @@ int verb_bench(int argc, char **argv)
 {
 	if (argc > 1 && strcmp(argv[1], "tune") == 0)
 		return bench_tune(argc - 1, argv + 1);
+	if (argc > 1 && strcmp(argv[1], "load") == 0)
+		return verb_bench_load(argc - 1, argv + 1);
 	return verb_bench_codec(argc, argv);
 }
