@@ -293,9 +293,11 @@ static void classes_best(const struct sample *sample, struct classes *ret_classe
 	}
 }
 
-/* Classes that are two runs of values: first value, values, first class of each. */
+/* Classes that are a few runs of values: first value, values (0 of runs that there are not), class. */
+#define MAX_RUNS 6U
 struct runs {
-	uint8_t start[2], n[2], class[2];
+	uint32_t n_runs;
+	uint8_t start[MAX_RUNS], n[MAX_RUNS], class[MAX_RUNS];
 };
 
 static bool runs_find(const struct classes *classes, struct runs *ret_runs)
@@ -308,7 +310,7 @@ static bool runs_find(const struct classes *classes, struct runs *ret_runs)
 		if (!(classes->bitmap[block >> 3] >> (block & 7) & 1))
 			continue;
 		if (block != before + 1) {
-			if (n_runs == 2)
+			if (n_runs == MAX_RUNS)
 				return false;
 			ret_runs->start[n_runs] = (uint8_t)(block * step + classes->shift);
 			ret_runs->class[n_runs++] = (uint8_t)class;
@@ -319,6 +321,7 @@ static bool runs_find(const struct classes *classes, struct runs *ret_runs)
 		before = block;
 		class++;
 	}
+	ret_runs->n_runs = n_runs;
 	return true;
 }
 
@@ -328,10 +331,9 @@ typedef uint8_t bytes_vector __attribute__((vector_size(VECTOR)));
 typedef uint16_t pairs_vector __attribute__((vector_size(VECTOR)));
 
 /* Pairs of classes that are runs, by arithmetic. */
-static inline __attribute__((always_inline)) void pairs_of_runs(const struct classes *classes,
-								const struct runs *runs,
-								const uint8_t *bytes, size_t n,
-								uint16_t *ret_pairs)
+static inline __attribute__((always_inline)) void
+pairs_of_n_runs(const struct classes *classes, const struct runs *runs, unsigned n_runs,
+		const uint8_t *bytes, size_t n, uint16_t *ret_pairs)
 {
 	const unsigned k = classes->offset_bits;
 	const uint8_t low = (uint8_t)(0xff >> k), spike = (uint8_t)classes->spike;
@@ -343,7 +345,7 @@ static inline __attribute__((always_inline)) void pairs_of_runs(const struct cla
 
 		memcpy(&value, bytes + i, VECTOR);
 		class = (bytes_vector){0} + PAIR_ESCAPE;
-		for (unsigned run = 0; run < 2; run++) {
+		for (unsigned run = 0; run < n_runs; run++) {
 			at = value - runs->start[run];
 			mask = (bytes_vector)(at < runs->n[run]);
 			/* What comes from the neighbour byte is masked away. */
@@ -361,6 +363,18 @@ static inline __attribute__((always_inline)) void pairs_of_runs(const struct cla
 		pair = (pair & 31) | (pair >> 3 & 0x3e0);
 		memcpy(ret_pairs + i / 2, &pair, VECTOR);
 	}
+}
+
+/* Tails that the sample saw with holes are runs of their own; mostly there are one or two. */
+static inline __attribute__((always_inline)) void pairs_of_runs(const struct classes *classes,
+								const struct runs *runs,
+								const uint8_t *bytes, size_t n,
+								uint16_t *ret_pairs)
+{
+	if (runs->n_runs <= 2)
+		pairs_of_n_runs(classes, runs, 2, bytes, n, ret_pairs);
+	else
+		pairs_of_n_runs(classes, runs, MAX_RUNS, bytes, n, ret_pairs);
 }
 
 #if defined(__x86_64__)
@@ -665,6 +679,7 @@ static void write_code(struct writer *w, const struct pair_encoder *e)
 static inline __attribute__((always_inline)) void lanes_of(struct pair_encoder *e, size_t n_pairs,
 							   uint32_t ret_bytes[PAIR_LANES])
 {
+	const uint16_t *all = e->pairs; /* which no store here changes, but gcc cannot know */
 	size_t n_blocks = n_pairs / BLOCK_PAIRS;
 	uint64_t word[PAIR_LANES] = {0};
 	uint32_t n_bits[PAIR_LANES] = {0}, at[PAIR_LANES] = {0};
@@ -678,9 +693,10 @@ static inline __attribute__((always_inline)) void lanes_of(struct pair_encoder *
 			uint8_t *out = start + at[lane];
 			uint64_t bits = word[lane];
 			uint32_t n = n_bits[lane];
+			uint16_t found = 0; /* a bit for each block */
 
 			for (size_t block = stripe; block < end; block++) {
-				const uint16_t *pairs = e->pairs + block * BLOCK_PAIRS + lane;
+				const uint16_t *pairs = all + block * BLOCK_PAIRS + lane;
 
 #pragma GCC unroll 4
 				for (unsigned step = 0; step < PAIR_BLOCK_STEPS; step++) {
@@ -691,12 +707,13 @@ static inline __attribute__((always_inline)) void lanes_of(struct pair_encoder *
 					n += code;
 				}
 				bytes_store64(out, bits);
-				e->patched_lanes[block] |=
-					(uint32_t)((n & 7 * CODE_PATCHED) != 0) << lane;
+				found = (uint16_t)(found << 1 | ((n & 7 * CODE_PATCHED) != 0));
 				out += n >> 3 & 7;
 				bits >>= n & 56;
 				n &= 7;
 			}
+			for (uint32_t left = found; left; left &= left - 1)
+				e->patched_lanes[end - 1 - (unsigned)__builtin_ctz(left)] |= 1U << lane;
 			at[lane] = (uint32_t)(out - start);
 			word[lane] = bits;
 			n_bits[lane] = n;
