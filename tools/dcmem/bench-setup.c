@@ -27,7 +27,7 @@ int bench_setup_parse(struct bench_setup *setup, int argc, char **argv, const ch
 	char *end;
 	int c;
 
-	*setup = (struct bench_setup){ .what = argv[0], .percent = 60, .n_processes = 16 };
+	*setup = (struct bench_setup){ .what = argv[0], .n_processes = 16 };
 	opterr = 0;
 	optind = 1;
 	while ((c = getopt_long(argc, argv, "h", options, NULL)) != -1) {

@@ -39,8 +39,10 @@ static int help(void)
 	printf("Usage: dcmem bench codec [MODEL_OR_FILE...] [OPTIONS]\n"
 	       "       dcmem bench load [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
 	       "                 [--dir DIR]\n"
+	       "       dcmem bench memory [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
+	       "                 [--dir DIR] [--budget P%%] [--processes N]\n"
 	       "       dcmem bench tune ...\n\n"
-	       "`dcmem bench load --help` and `dcmem bench tune --help` explain these. The first\n"
+	       "`dcmem bench WHAT --help` explains load, memory and tune. The first\n"
 	       "measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
 	       "where this build has them: ratio, decode and encode speed, on synthetic INT8 data\n"
 	       "and on the tensors of the models named (safetensors files, directories,\n"
@@ -57,7 +59,7 @@ static int help(void)
 	       "  --effort N    effort of our encoders (default: 1)\n"
 	       "  --cpu-time    count the time on the CPU alone: for a machine that is not idle\n"
 	       "  --quiet       no progress bar\n"
-	       "  --dcmemd PATH, --dir DIR: of `bench load`\n\n"
+	       "  --dcmemd PATH, --dir DIR, --budget P%%, --processes N: of the others\n\n"
 	       "DCMEM_CPU=portable or avx2 in the environment leaves out the faster paths.\n\n"
 	       "Example:\n\n"
 	       "  dcmem bench codec ./my-model --json bench.json\n"
@@ -361,7 +363,7 @@ static int parse(struct bench *bench, int argc, char **argv)
 	if (r)
 		return verb_usage("bench", "not a value for this option: %s", argv[optind - 1]);
 	if (optind >= argc || strcmp(argv[optind], "codec") != 0)
-		return verb_usage("bench", "what shall be measured? there are codec, load and tune");
+		return verb_usage("bench", "what shall be measured? there are codec, load, memory and tune");
 	for (unsigned i = 0; i < bench->kinds.n; i++)
 		if (strcmp(bench->kinds.word[i], "dram") != 0 &&
 		    strcmp(bench->kinds.word[i], "scratch") != 0 &&
@@ -410,5 +412,7 @@ int verb_bench(int argc, char **argv)
 		return bench_tune(argc - 1, argv + 1);
 	if (argc > 1 && strcmp(argv[1], "load") == 0)
 		return verb_bench_load(argc - 1, argv + 1);
+	if (argc > 1 && strcmp(argv[1], "memory") == 0)
+		return verb_bench_memory(argc - 1, argv + 1);
 	return verb_bench_codec(argc, argv);
 }
