@@ -62,7 +62,7 @@ def memory(work):
     assert document["budget_bytes"] <= model
     rows = {(row["way"], row["processes"]): row for row in document["rows"]}
     assert len(rows) == len(document["rows"])
-    names = ["dcmem-compressed", "dcmem-raw", "mmap-warm", "private-dcmem", "private-zstd"]
+    names = ["dcmem-compressed", "dcmem-raw", "mmap-warm", "tmpfs-huge", "private-dcmem", "private-zstd"]
     assert set(rows) == {(name, n) for name in names for n in (1, 2)}
     for (way, n), row in rows.items():
         check_stats(row["unique_gb_s"])
@@ -73,7 +73,8 @@ def memory(work):
         # Memory holds what the way cannot do without.
         cached = 0 if served else row["file_cached_bytes"]
         assert row["memory_bytes"] == row["private_bytes"] + row["shmem_bytes"] + cached
-        least = {"dcmem-raw": model, "mmap-warm": model}.get(way, document["container_bytes"] * 0.9)
+        least = {"dcmem-raw": model, "mmap-warm": model, "tmpfs-huge": model}
+        least = least.get(way, document["container_bytes"] * 0.9)
         assert row["memory_bytes"] >= least, row
         assert (row["shmem_bytes"] > 0) == served
         if served:

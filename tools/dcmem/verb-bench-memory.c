@@ -3,8 +3,15 @@
  * `dcmem bench memory`: processes sweep one model through the daemon, and as they would without it.
  * Owns which ways are compared, the order of runs and the bound; each run has a daemon of its own.
  */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
+#include "base/io.h"
 #include "base/memory.h"
 #include "base/message.h"
 #include "base/parallel.h"
@@ -20,13 +27,17 @@
 /* Ids of page codecs: docs/codecs.md. */
 #define CODEC_ID_RAW  0
 #define CODEC_ID_ZSTD 1
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1; newer than the headers of Debian 12's libc */
+#endif
 
 static const char help[] =
 	"Usage: dcmem bench memory [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
 	"                 [--dir DIR] [--budget P%] [--processes N]\n\n"
 	"Processes (1, 2, 4, 8, 16) sweep a model together, each summing every byte: through a\n"
 	"daemon of its own with everything compressed, or with raw tensors; mapping the decoded\n"
-	"file with a warm page cache; decoding privately with our codec; decoding zstd privately.\n"
+	"file with a warm page cache, or from huge pages of shared memory; decoding privately with\n"
+	"our codec, or zstd.\n"
 	"For each: bytes a second, how often a byte was decoded in a sweep, and memory as the\n"
 	"kernel counts it, beside the budget. Without MODEL, a container, it generates one. Wants\n"
 	"an idle machine, and minutes.\n\n"
@@ -43,7 +54,7 @@ static const char help[] =
 	"  dcmem bench memory --quick --json memory.json\n\n"
 	"Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bytes were wrong.\n";
 
-enum way { WAY_COMPRESSED, WAY_RAW, WAY_MMAP, WAY_PRIVATE, WAY_ZSTD, N_WAYS };
+enum way { WAY_COMPRESSED, WAY_RAW, WAY_MMAP, WAY_HUGE, WAY_PRIVATE, WAY_ZSTD, N_WAYS };
 static const struct {
 	const char *name, *text;
 	enum bench_way way;
@@ -51,6 +62,7 @@ static const struct {
 	[WAY_COMPRESSED] = { "dcmem-compressed", "dcmem, compressed", BENCH_WAY_SERVED },
 	[WAY_RAW] = { "dcmem-raw", "dcmem, raw", BENCH_WAY_SERVED },
 	[WAY_MMAP] = { "mmap-warm", "mmap of decoded file", BENCH_WAY_MMAP },
+	[WAY_HUGE] = { "tmpfs-huge", "decoded, huge pages", BENCH_WAY_MMAP },
 	[WAY_PRIVATE] = { "private-dcmem", "private, our codec", BENCH_WAY_PRIVATE },
 	[WAY_ZSTD] = { "private-zstd", "private, zstd", BENCH_WAY_PRIVATE },
 };
@@ -63,7 +75,8 @@ struct cell { /* one way, one count of processes */
 
 struct memory_bench {
 	struct bench_setup setup;
-	char packed[1100], raw[1100], zstd[1100], flat[1100];
+	char packed[1100], raw[1100], zstd[1100], flat[1100], huge[64];
+	int huge_fd;
 	uint64_t n_bytes, sum; /* of the decoded model */
 	uint64_t budget_bytes; /* of WAY_COMPRESSED */
 	unsigned counts[MAX_COUNTS], n_counts;
@@ -81,6 +94,7 @@ static const char *file_of(const struct memory_bench *bench, enum way way)
 	return way == WAY_COMPRESSED || way == WAY_PRIVATE ? bench->packed :
 	       way == WAY_RAW	? bench->raw :
 	       way == WAY_MMAP	? bench->flat :
+	       way == WAY_HUGE	? bench->huge :
 				  bench->zstd;
 }
 
@@ -287,8 +301,8 @@ static int report(struct memory_bench *bench)
 		       table_bytes(bench_file_bytes(bench->packed), packed),
 		       table_bytes(bench->budget_bytes, budget), bench->setup.percent);
 		table_print(&table, stdout);
-		printf("\nMEMORY: private to all processes, in memfds, and for the last three the page\n"
-		       "cache of the file that they read. The daemon took at most %.3f of its budget.\n"
+		printf("\nMEMORY: private to all processes, in memfds, and without a daemon the file that\n"
+		       "they read, in the page cache or in shared memory. The daemon took at most %.3f of its budget.\n"
 		       "BOUND: min(c / (1/d + N/r), ceiling / N) with c %u cores, d %.2f GB/s decoding\n"
 		       "and r %.2f GB/s reading on one of them, ceiling %.2f GB/s.\n",
 		       (double)most / (double)bench->budget_bytes, bound.n_cores, bound.d, bound.r,
@@ -299,6 +313,28 @@ static int report(struct memory_bench *bench)
 }
 
 /* --- all of it --- */
+
+/* The decoded file once more, in shared memory on huge pages where the kernel gives them. */
+static int fill_huge(struct memory_bench *bench)
+{
+	_cleanup_(cleanup_fd) int flat = open(bench->flat, O_RDONLY | O_CLOEXEC);
+	void *map = MAP_FAILED;
+	int r;
+
+	bench->huge_fd = memfd_create("dcmem-bench", MFD_CLOEXEC);
+	if (flat >= 0 && bench->huge_fd >= 0 &&
+	    ftruncate(bench->huge_fd, (off_t)bench->n_bytes) == 0)
+		map = mmap(NULL, bench->n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, bench->huge_fd,
+			   0);
+	if (map == MAP_FAILED)
+		return message_set(-errno, "cannot make shared memory: %s", strerror(errno));
+	(void)madvise(map, bench->n_bytes, MADV_HUGEPAGE);
+	r = io_read_at(flat, map, bench->n_bytes, 0);
+	(void)madvise(map, bench->n_bytes, MADV_COLLAPSE);
+	munmap(map, bench->n_bytes);
+	snprintf(bench->huge, sizeof(bench->huge), "/proc/self/fd/%d", bench->huge_fd);
+	return r ? message_set(r, "cannot read %s: %s", bench->flat, strerror(-r)) : 0;
+}
 
 static int prepare(struct memory_bench *bench)
 {
@@ -318,6 +354,8 @@ static int prepare(struct memory_bench *bench)
 		r = bench_convert(from, bench->raw, CODEC_ID_RAW, n_jobs, &bench_host_stopped);
 	if (!r)
 		r = bench_convert(from, bench->zstd, CODEC_ID_ZSTD, n_jobs, &bench_host_stopped);
+	if (!r)
+		r = fill_huge(bench);
 	bench->budget_bytes = bench->n_bytes / 100 * bench->setup.percent;
 	return r;
 }
@@ -344,6 +382,7 @@ int verb_bench_memory(int argc, char **argv)
 
 	if (!bench)
 		return verb_failure("bench", -ENOMEM, NULL);
+	bench->huge_fd = -1;
 	r = bench_setup_parse(&bench->setup, argc, argv, help);
 	if (r >= 0) {
 		memory_free(bench);
@@ -359,6 +398,7 @@ int verb_bench_memory(int argc, char **argv)
 			r = report(bench);
 		r = bench_setup_end(&bench->setup, r);
 	}
+	close_fd(bench->huge_fd);
 	memory_free(bench);
 	return r ? verb_failure("bench", r, message_get()) : verb_flush("bench");
 }
