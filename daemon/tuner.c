@@ -432,8 +432,7 @@ static void set_host(struct tuner *tuner)
 {
 	struct planner_host *host = &tuner->input.host;
 	struct store *store = tuner->store;
-	uint64_t planned = 0, fixed, headroom = 0, chunks = 0;
-	const struct model *model;
+	uint64_t planned = 0, fixed, headroom = 0;
 	struct budget now;
 
 	budget_get(&store->budget, &now);
@@ -444,18 +443,10 @@ static void set_host(struct tuner *tuner)
 		if (tensor->forms[0].bytes <= now.limit / HEADROOM)
 			headroom = max_u64(headroom, tensor->forms[0].bytes);
 	}
-	/* Windows come in chunks: where the plan counts less than one, it is the rest of one. */
-	TAILQ_FOREACH(model, &store->models, link) {
-		uint64_t ring = (uint64_t)(arena_streams(model) * (double)model->largest_window) *
-				(1 + ACQUIRE_AHEAD);
-
-		if (is_tuned(model) && model->n_attachments)
-			chunks += model->chunk_bytes - min_u64(ring, model->chunk_bytes);
-	}
 	fixed = now.used[BUDGET_COMPRESSED] - min_u64(planned, now.used[BUDGET_COMPRESSED]) +
 		now.used[BUDGET_INDEX];
 	*host = (struct planner_host){
-		.budget_bytes = now.limit - min_u64(now.limit, fixed + chunks),
+		.budget_bytes = now.limit - min_u64(now.limit, fixed),
 		.pinned_bytes = now.used[BUDGET_RETIRED] + now.used[BUDGET_INFLIGHT],
 		.headroom_bytes = headroom,
 		.cores_free = tuner->state.host.cores_free,
