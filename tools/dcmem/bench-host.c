@@ -134,14 +134,14 @@ void bench_host_path(const struct bench_host *host, const char *name, char ret_p
 
 /* --- the daemon --- */
 
-static int write_config(const struct bench_host *host, uint64_t budget_bytes, const char *path)
+static int write_config(uint64_t budget_bytes, const char *objective, const char *path)
 {
 	FILE *file = fopen(path, "we");
 
 	if (!file)
 		return message_set(-errno, "cannot write %s: %s", path, strerror(errno));
-	fprintf(file, "{\"budget\": %llu, \"objective\": \"off\", \"model_dirs\": [\"/\"]}\n",
-		(unsigned long long)budget_bytes);
+	fprintf(file, "{\"budget\": %llu, \"objective\": \"%s\", \"model_dirs\": [\"/\"]}\n",
+		(unsigned long long)budget_bytes, objective);
 	return fclose(file) == 0 ? 0 : message_set(-EIO, "cannot write %s", path);
 }
 
@@ -183,7 +183,8 @@ static int start_failed(struct bench_host *host, const char *log)
 	return message_set(-EIO, "%s did not start%s%s", host->program, *text ? ": " : "", text);
 }
 
-int bench_host_start(struct bench_host *host, uint64_t budget_bytes, const char *model)
+int bench_host_start(struct bench_host *host, uint64_t budget_bytes, const char *objective,
+		     const char *model)
 {
 	char config[1100], log[1100], word[5];
 	struct pollfd wait;
@@ -191,7 +192,7 @@ int bench_host_start(struct bench_host *host, uint64_t budget_bytes, const char 
 
 	bench_host_path(host, "dcmemd.json", config);
 	bench_host_path(host, "log", log);
-	r = write_config(host, budget_bytes, config);
+	r = write_config(budget_bytes, objective, config);
 	if (r)
 		return r;
 	if (pipe(fds) != 0)

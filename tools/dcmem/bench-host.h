@@ -35,10 +35,11 @@ void bench_host_deinit(struct bench_host *host);
 void bench_host_path(const struct bench_host *host, const char *name, char ret_path[1100]);
 
 /*
- * Starts dcmemd with this budget; tensors stay as their container has them. `model` is loaded as "m"
- * first; NULL: none. 0 or -errno, with a message, when it listens.
+ * Starts dcmemd with this budget and objective; "off": tensors stay as their container has them.
+ * `model` is loaded as "m" first; NULL: none. 0 or -errno, with a message, when it listens.
  */
-int bench_host_start(struct bench_host *host, uint64_t budget_bytes, const char *model);
+int bench_host_start(struct bench_host *host, uint64_t budget_bytes, const char *objective,
+		     const char *model);
 void bench_host_stop(struct bench_host *host);
 /* Replies of the daemon; the caller gives them back. 0, -errno or DCMEM_E_..., with a message. */
 int bench_host_request(const struct bench_host *host, json_t *request, json_t **ret_reply);

@@ -16,9 +16,11 @@
 
 #include "base/clock.h"
 #include "base/message.h"
+#include "base/parallel.h"
 #include "base/range.h"
+#include "bench-modes.h"
+#include "generate.h"
 #include "json-out.h"
-#include "private.h"
 #include "progress.h"
 #include "table.h"
 #include "verb.h"
@@ -65,11 +67,11 @@ struct result {
 
 struct tune_bench {
 	const char *container, *daemon_path, *json_path;
-	char program[4096];
+	char model[1100];
 	double seconds;
 	uint64_t mib, raw_bytes;
 	bool quick, quiet;
-	struct private_daemon daemon;
+	struct bench_host host;
 	struct reader readers[N_READERS], neighbour;
 	struct progress progress;
 	unsigned n_done;
@@ -145,6 +147,62 @@ static int parse(struct tune_bench *bench, int argc, char **argv)
 	return -1;
 }
 
+static void draw(void *data, uint64_t done, uint64_t total)
+{
+	progress_update(data, done, total);
+}
+
+/* Matrices of a 1 B model, and no more embedding than that: every tensor can be tuned. */
+static int make_model(struct tune_bench *bench)
+{
+	struct generate_options options = {.shape = "llama-1b", .bits = 3.5, .n_shards = 1, .seed = 1,
+					   .n_vocab = 2048};
+	struct generate_run run = {.n_jobs = parallel_cpu_count(), .cancel = &bench_host_stopped,
+				   .progress = draw, .data = &bench->progress};
+	struct generate_model model;
+	int r;
+
+	for (;;) {
+		options.n_layers++;
+		r = generate_model_init(&model, &options);
+		if (r)
+			return r;
+		if (model.n_bytes >= bench->mib * MIB)
+			break;
+		generate_model_deinit(&model);
+	}
+	progress_init(&bench->progress, "making a model up", !bench->quiet);
+	r = generate_container(&model, bench->model, &run);
+	progress_end(&bench->progress);
+	generate_model_deinit(&model);
+	return r;
+}
+
+static int find_model(struct tune_bench *bench)
+{
+	char *full;
+
+	if (!bench->container) {
+		bench_host_path(&bench->host, "m.dcmem", bench->model);
+		return make_model(bench);
+	}
+	full = realpath(bench->container, NULL);
+	if (!full || strlen(full) >= sizeof(bench->model)) {
+		free(full);
+		return message_set(-ENOENT, "%s: no container", bench->container);
+	}
+	(void)snprintf(bench->model, sizeof(bench->model), "%s", full);
+	free(full);
+	bench->mib = bench_file_bytes(bench->model) * 4 / MIB; /* the first budget; more than raw */
+	return 0;
+}
+
+/* One command in JSON; *ret_reply may be NULL. */
+static int command(const struct tune_bench *bench, const char *text, json_t **ret_reply)
+{
+	return bench_host_request(&bench->host, json_loads(text, 0, NULL), ret_reply);
+}
+
 static void sleep_seconds(double seconds)
 {
 	(void)usleep((useconds_t)(seconds * 1e6));
@@ -152,11 +210,11 @@ static void sleep_seconds(double seconds)
 
 static int set_budget(struct tune_bench *bench, double share)
 {
-	char command[120];
+	char text[120];
 
-	(void)snprintf(command, sizeof(command), "{\"cmd\":\"tune\",\"budget\":%llu}",
+	(void)snprintf(text, sizeof(text), "{\"cmd\":\"tune\",\"budget\":%llu}",
 		       (unsigned long long)(share * (double)bench->raw_bytes));
-	return private_command(&bench->daemon, command, NULL);
+	return command(bench, text, NULL);
 }
 
 static uint64_t bytes_read(const struct tune_bench *bench)
@@ -182,7 +240,7 @@ static int look(const struct tune_bench *bench, uint64_t *ret_changes, double *r
 		double *ret_waited)
 {
 	json_t *reply, *history;
-	int r = private_command(&bench->daemon, "{\"cmd\":\"tune\"}", &reply);
+	int r = command(bench, "{\"cmd\":\"tune\"}", &reply);
 
 	if (r)
 		return r;
@@ -199,7 +257,7 @@ static int look(const struct tune_bench *bench, uint64_t *ret_changes, double *r
 static int held_bytes(const struct tune_bench *bench, uint64_t *ret_bytes)
 {
 	json_t *reply;
-	int r = private_command(&bench->daemon, "{\"cmd\":\"stats\"}", &reply);
+	int r = command(bench, "{\"cmd\":\"stats\"}", &reply);
 
 	if (r)
 		return r;
@@ -263,16 +321,16 @@ static int prepare(struct tune_bench *bench, const struct plan *plan, bool *ret_
 {
 	const struct phase smallest = {"", 1, READER_SWEEP, false, 0.625};
 	uint64_t held = 0;
-	char command[120];
+	char text[120];
 	int r = 0;
 
 	*ret_fits = true;
 	if (!plan->frozen)
-		return private_command(&bench->daemon, "{\"cmd\":\"tune\",\"objective\":\"latency\"}", NULL);
+		return command(bench, "{\"cmd\":\"tune\",\"objective\":\"latency\"}", NULL);
 	if (plan->pin) {
-		(void)snprintf(command, sizeof(command),
+		(void)snprintf(text, sizeof(text),
 			       "{\"cmd\":\"tune\",\"model\":\"m\",\"pin\":\"%s\"}", plan->pin);
-		r = private_command(&bench->daemon, command, NULL);
+		r = command(bench, text, NULL);
 	} else {
 		r = set_budget(bench, smallest.budget);
 		set_readers(bench, &smallest);
@@ -280,14 +338,14 @@ static int prepare(struct tune_bench *bench, const struct plan *plan, bool *ret_
 	if (!r)
 		r = settle(bench);
 	if (!r)
-		r = private_command(&bench->daemon, "{\"cmd\":\"tune\",\"frozen\":true}", NULL);
+		r = command(bench, "{\"cmd\":\"tune\",\"frozen\":true}", NULL);
 	set_readers(bench, &phases[0]);
 	if (!r)
 		r = held_bytes(bench, &held);
 	if (!r && plan->pin) {
 		json_t *reply;
 
-		r = private_command(&bench->daemon, "{\"cmd\":\"stats\"}", &reply);
+		r = command(bench, "{\"cmd\":\"stats\"}", &reply);
 		if (!r) {
 			uint64_t stored = (uint64_t)json_integer_value(
 				json_object_get(reply, "compressed_bytes"));
@@ -304,25 +362,21 @@ static int prepare(struct tune_bench *bench, const struct plan *plan, bool *ret_
 static int run_plan(struct tune_bench *bench, unsigned p)
 {
 	struct result *result = &bench->results[p];
-	char config[200];
 	json_t *reply;
 	int r;
 
-	(void)snprintf(config, sizeof(config), "\"budget\": %llu, \"objective\": \"latency\"",
-		       (unsigned long long)(1.25 * (double)bench->mib * (double)MIB + 64.0 * MIB));
-	r = private_start(&bench->daemon, bench->program, config);
+	r = bench_host_start(&bench->host, 2 * bench->mib * MIB, "latency", bench->model);
 	if (!r)
-		r = private_command(&bench->daemon, "{\"cmd\":\"stats\"}", &reply);
+		r = command(bench, "{\"cmd\":\"stats\"}", &reply);
 	if (r)
 		return r;
 	bench->raw_bytes = (uint64_t)json_integer_value(json_object_get(
 		json_array_get(json_object_get(reply, "models"), 0), "decoded_model_bytes"));
 	json_decref(reply);
 	for (unsigned i = 0; i < N_READERS && !r; i++)
-		r = reader_start(&bench->readers[i], &bench->daemon, READER_SERVED, NULL,
-				 (double)i / N_READERS / 2);
+		r = reader_start(&bench->readers[i], &bench->host, (double)i / N_READERS / 2);
 	if (!r)
-		r = reader_start(&bench->neighbour, &bench->daemon, READER_SERVED, NULL, 0);
+		r = reader_start(&bench->neighbour, &bench->host, 0);
 	if (!r)
 		r = prepare(bench, &plans[p], &result->fits);
 	for (unsigned i = 0; i < N_PHASES && !r && result->fits; i++)
@@ -332,7 +386,7 @@ static int run_plan(struct tune_bench *bench, unsigned p)
 	for (unsigned i = 0; i < N_READERS; i++)
 		reader_stop(&bench->readers[i]);
 	reader_stop(&bench->neighbour);
-	private_stop(&bench->daemon);
+	bench_host_stop(&bench->host);
 	return r;
 }
 
@@ -475,14 +529,15 @@ int bench_tune(int argc, char **argv)
 
 	if (r >= 0)
 		return r;
-	r = private_find_daemon(bench.daemon_path, bench.program);
+	r = bench_host_init(&bench.host, NULL, bench.daemon_path);
 	if (!r)
-		r = private_init(&bench.daemon, bench.container, bench.mib * MIB, bench.quiet);
+		r = find_model(&bench);
 	progress_init(&bench.progress, "phases", !bench.quiet);
 	for (unsigned p = 0; p < N_PLANS && !r; p++)
-		r = run_plan(&bench, p);
+		r = atomic_load(&bench_host_stopped) ? message_set(-EINTR, "stopped by a signal")
+						     : run_plan(&bench, p);
 	progress_end(&bench.progress);
-	private_deinit(&bench.daemon);
+	bench_host_deinit(&bench.host);
 	if (!r)
 		r = print_results(&bench);
 	if (!r && bench.json_path)

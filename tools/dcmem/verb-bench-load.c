@@ -249,7 +249,7 @@ static int run(struct bench_setup *setup)
 		r = bench_setup_model(setup, path);
 	if (!r)
 		/* Enough for two models side by side: nothing has to be waited for. */
-		r = bench_host_start(&setup->host, 3 * bench_file_bytes(path) + (1ULL << 30), NULL);
+		r = bench_host_start(&setup->host, 3 * bench_file_bytes(path) + (1ULL << 30), "off", NULL);
 	if (!r)
 		printf("Container of %s\n", table_bytes(bench_file_bytes(path), text));
 	if (!r)

@@ -135,7 +135,7 @@ static int run_cell(struct memory_bench *bench, enum way way, unsigned count, un
 	int r = served ? bench_cache_drop(sweep.path) : bench_cache_warm(sweep.path);
 
 	if (!r && served)
-		r = bench_host_start(&bench->setup.host, budget, sweep.path);
+		r = bench_host_start(&bench->setup.host, budget, "off", sweep.path);
 	if (!r)
 		r = bench_sweep_run(&sweep, &result);
 	bench_host_stop(&bench->setup.host);
