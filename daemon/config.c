@@ -45,6 +45,7 @@ int config_init(struct config *config)
 			.chunk_bytes = 64ULL << 20,
 			.lease_deadline_ms = 30000,
 			.max_leases = 4096,
+			.max_user_leases = 65536,
 			.huge_pages = true,
 			.tune = true,
 			.objective = PLANNER_BALANCED,
@@ -328,6 +329,11 @@ static int config_key_max_leases(struct config *config, const json_t *value, con
 	return config_want_u32(value, where, 1, 1000000, &config->store.max_leases);
 }
 
+static int config_key_max_user_leases(struct config *config, const json_t *value, const char *where)
+{
+	return config_want_u32(value, where, 1, 100000000, &config->store.max_user_leases);
+}
+
 static int config_key_huge_pages(struct config *config, const json_t *value, const char *where)
 {
 	return config_want_bool(value, where, &config->store.huge_pages);
@@ -472,6 +478,7 @@ static const struct {
 	{"lease_deadline_ms", config_key_deadline},
 	{"max_clients", config_key_max_clients},
 	{"max_leases", config_key_max_leases},
+	{"max_user_leases", config_key_max_user_leases},
 	{"huge_pages", config_key_huge_pages},
 	{"numa", config_key_numa},
 	{"objective", config_key_objective},

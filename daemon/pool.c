@@ -16,9 +16,10 @@
 #include "base/message.h"
 #include "codec/codec.h"
 
+#define FLOW_QUANTUM (256U << 10) /* a page; untuned */
 #define FLOOR 20 /* of the background: one part of the time in so many */
 
-TAILQ_HEAD(job_list, pool_job);
+TAILQ_HEAD(flow_list, pool_flow);
 
 struct worker {
 	pthread_t thread;
@@ -30,6 +31,8 @@ struct pool {
 	pthread_mutex_t mutex;
 	pthread_cond_t wake;
 	struct job_list queues[POOL_N_PRIORITIES], finished;
+	struct flow_list flows; /* with jobs: the next turn is the first one's */
+	struct pool_flow nobody; /* of clients that have gone */
 	bool stopping;
 	uint32_t n_running[POOL_N_PRIORITIES], n_background; /* the most of the latter at a time */
 	uint64_t busy_ns[POOL_N_PRIORITIES];
@@ -45,6 +48,28 @@ static bool background_is_due(const struct pool *pool)
 	       pool->n_running[POOL_BACKGROUND] == 0 && clock_now_ns() >= pool->due_ns;
 }
 
+/* Deficit round robin: a flow goes on while its credit lasts, then the next one has its turn. */
+static struct pool_job *next_of_flows(struct pool *pool)
+{
+	struct pool_flow *flow;
+	struct pool_job *job;
+
+	while ((flow = TAILQ_FIRST(&pool->flows))) {
+		job = TAILQ_FIRST(&flow->jobs);
+		if (job && flow->credit >= job->cost) {
+			flow->credit -= job->cost;
+			TAILQ_REMOVE(&flow->jobs, job, link);
+			return job;
+		}
+		TAILQ_REMOVE(&pool->flows, flow, link);
+		flow->queued = job != NULL;
+		flow->credit = job ? flow->credit + flow->quantum : 0;
+		if (job)
+			TAILQ_INSERT_TAIL(&pool->flows, flow, link);
+	}
+	return NULL;
+}
+
 static struct pool_job *next_job(struct pool *pool, enum pool_priority *ret_priority)
 {
 	enum pool_priority priority = background_is_due(pool) ? POOL_BACKGROUND : POOL_DEMAND;
@@ -54,11 +79,13 @@ static struct pool_job *next_job(struct pool *pool, enum pool_priority *ret_prio
 		if (priority == POOL_BACKGROUND &&
 		    pool->n_running[POOL_BACKGROUND] >= pool->n_background)
 			break;
-		job = TAILQ_FIRST(&pool->queues[priority]);
 		*ret_priority = priority;
+		job = TAILQ_FIRST(&pool->queues[priority]);
+		if (job)
+			TAILQ_REMOVE(&pool->queues[priority], job, link);
+		else if (priority == POOL_DEMAND)
+			job = next_of_flows(pool);
 	}
-	if (job)
-		TAILQ_REMOVE(&pool->queues[*ret_priority], job, link);
 	return job;
 }
 
@@ -143,6 +170,8 @@ int pool_new(uint32_t n_threads, int event_fd, struct pool **ret_pool)
 		TAILQ_INIT(&pool->queues[i]);
 	pool->n_background = n_threads > 1 ? n_threads - 1 : 1;
 	TAILQ_INIT(&pool->finished);
+	TAILQ_INIT(&pool->flows);
+	pool_flow_init(&pool->nobody);
 	pool->event_fd = event_fd;
 	pool->workers = memory_array(n_threads, sizeof(*pool->workers));
 	if (!pool->workers)
@@ -184,6 +213,50 @@ void pool_submit(struct pool *pool, struct pool_job *job, enum pool_priority pri
 	pthread_mutex_unlock(&pool->mutex);
 }
 
+void pool_flow_init(struct pool_flow *flow)
+{
+	*flow = (struct pool_flow){.quantum = FLOW_QUANTUM};
+	TAILQ_INIT(&flow->jobs);
+}
+
+void pool_flow_set(struct pool *pool, struct pool_flow *flow, uint64_t quantum)
+{
+	pthread_mutex_lock(&pool->mutex);
+	flow->quantum = quantum ? quantum : 1;
+	pthread_mutex_unlock(&pool->mutex);
+}
+
+static void flow_queue(struct pool *pool, struct pool_flow *flow)
+{
+	if (flow->queued)
+		return;
+	flow->queued = true;
+	flow->credit = flow->quantum;
+	TAILQ_INSERT_TAIL(&pool->flows, flow, link);
+}
+
+void pool_submit_flow(struct pool *pool, struct pool_job *job, struct pool_flow *flow)
+{
+	pthread_mutex_lock(&pool->mutex);
+	TAILQ_INSERT_TAIL(&flow->jobs, job, link);
+	flow_queue(pool, flow);
+	pthread_cond_signal(&pool->wake);
+	pthread_mutex_unlock(&pool->mutex);
+}
+
+void pool_flow_end(struct pool *pool, struct pool_flow *flow)
+{
+	pthread_mutex_lock(&pool->mutex);
+	if (flow->queued)
+		TAILQ_REMOVE(&pool->flows, flow, link);
+	flow->queued = false;
+	if (!TAILQ_EMPTY(&flow->jobs)) {
+		TAILQ_CONCAT(&pool->nobody.jobs, &flow->jobs, link);
+		flow_queue(pool, &pool->nobody);
+	}
+	pthread_mutex_unlock(&pool->mutex);
+}
+
 void pool_set_background(struct pool *pool, uint32_t n_threads)
 {
 	pthread_mutex_lock(&pool->mutex);
@@ -197,7 +270,8 @@ bool pool_is_idle(struct pool *pool)
 	bool idle;
 
 	pthread_mutex_lock(&pool->mutex);
-	idle = TAILQ_EMPTY(&pool->queues[POOL_DEMAND]) && TAILQ_EMPTY(&pool->queues[POOL_AHEAD]) &&
+	idle = TAILQ_EMPTY(&pool->flows) && TAILQ_EMPTY(&pool->queues[POOL_DEMAND]) &&
+	       TAILQ_EMPTY(&pool->queues[POOL_AHEAD]) &&
 	       !pool->n_running[POOL_DEMAND] && !pool->n_running[POOL_AHEAD];
 	pthread_mutex_unlock(&pool->mutex);
 	return idle;

@@ -9,8 +9,19 @@
 
 struct codec_context;
 
+TAILQ_HEAD(job_list, pool_job);
+
+/* Jobs of one client. Under the pool's mutex while any of them is queued. */
+struct pool_flow {
+	TAILQ_ENTRY(pool_flow) link;
+	struct job_list jobs;
+	uint64_t quantum, credit; /* bytes a round, and what is left of them */
+	bool queued;
+};
+
 struct pool_job {
 	TAILQ_ENTRY(pool_job) link;
+	uint64_t cost; /* bytes, of a job in a flow */
 	/* On a worker. True: done() shall run on the loop; false: the job may be gone already. */
 	bool (*run)(struct pool_job *job, struct codec_context *codec);
 	void (*done)(struct pool_job *job);
@@ -32,6 +43,16 @@ int pool_new(uint32_t n_threads, int event_fd, struct pool **ret_pool);
 struct pool *pool_free(struct pool *pool);
 /* Any thread. */
 void pool_submit(struct pool *pool, struct pool_job *job, enum pool_priority priority);
+/*
+ * The same on demand, taking turns with other flows: deficit round robin in bytes. Who asks for much
+ * makes himself wait, not others.
+ */
+void pool_submit_flow(struct pool *pool, struct pool_job *job, struct pool_flow *flow);
+void pool_flow_init(struct pool_flow *flow);
+/* Bytes a round, relative to other flows. */
+void pool_flow_set(struct pool *pool, struct pool_flow *flow, uint64_t quantum);
+/* Its jobs go on as nobody's. */
+void pool_flow_end(struct pool *pool, struct pool_flow *flow);
 /* Background jobs at a time, from 1 to all threads. */
 void pool_set_background(struct pool *pool, uint32_t n_threads);
 /* Jobs that wait or run now, but for the background's; any thread. */

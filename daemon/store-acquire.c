@@ -27,6 +27,7 @@ void request_free(struct request *request)
 		TAILQ_REMOVE(&client->store->waiting, request, link);
 	TAILQ_REMOVE(&client->requests, request, in_client);
 	client->n_requests--;
+	client->user->n_held--;
 	memory_free(request);
 }
 
@@ -105,6 +106,13 @@ static int check_client(struct store_client *client)
 		return message_set(STORE_E_OVERDUE,
 				   "a lease is held for more than %u ms: release it first",
 				   store->config.lease_deadline_ms);
+	}
+	if (client->user->n_held >= store->config.max_user_leases)
+		client_reclaim(client, 1);
+	if (client->user->n_held >= store->config.max_user_leases) {
+		store->stats.refused_budget++;
+		return message_set(STORE_E_BUDGET, "%u leases are held by user %u, the most one may have",
+				   client->user->n_held, (unsigned)client->user->uid);
 	}
 	if (client->n_held + client->n_requests >= store->config.max_leases)
 		client_reclaim(client, 1);
@@ -192,7 +200,7 @@ static void read_ahead(struct attachment *attachment, uint64_t n_pages)
 		if (!n_pages)
 			return;
 		if (!window_find(model, tensor, at, n_pages, false)) {
-			if (window_start(model, tensor, at, n_pages, true, &window))
+			if (window_start(model, tensor, at, n_pages, NULL, &window))
 				return;
 			model->store->stats.prefetches++;
 		}
@@ -201,8 +209,8 @@ static void read_ahead(struct attachment *attachment, uint64_t n_pages)
 }
 
 /* The window that serves a range: there already, or its decode begun. */
-static int find_or_start(struct model *model, uint64_t tensor, uint64_t first_page,
-			 uint64_t n_pages, struct window **ret_window)
+static int find_or_start(struct store_client *client, struct model *model, uint64_t tensor,
+			 uint64_t first_page, uint64_t n_pages, struct window **ret_window)
 {
 	struct store_stats *stats = &model->store->stats;
 	struct window *window = window_find(model, tensor, first_page, n_pages, false);
@@ -214,7 +222,7 @@ static int find_or_start(struct model *model, uint64_t tensor, uint64_t first_pa
 		*ret_window = window;
 		return 0;
 	}
-	r = window_start(model, tensor, first_page, n_pages, false, ret_window);
+	r = window_start(model, tensor, first_page, n_pages, client, ret_window);
 	if (!r)
 		stats->window_misses++;
 	if (r != STORE_E_BUDGET)
@@ -226,6 +234,25 @@ static int find_or_start(struct model *model, uint64_t tensor, uint64_t first_pa
 	stats->window_hits++;
 	*ret_window = window;
 	return 0;
+}
+
+/*
+ * Who waits for room stands in turns: a client's next request comes after what it was served last, by
+ * its bytes, and users of many clients have no more turns than others. FIFO among equals.
+ */
+static void queue_up(struct store_client *client, struct request *request)
+{
+	struct store *store = client->store;
+	struct request *before = TAILQ_LAST(&store->waiting, request_list);
+
+	request->tag = max_u64(client->tag, store->turn);
+	client->tag = request->tag + request->n_pages * client->user->n_clients;
+	while (before && before->tag > request->tag)
+		before = TAILQ_PREV(before, request_list, link);
+	if (before)
+		TAILQ_INSERT_AFTER(&store->waiting, before, request, link);
+	else
+		TAILQ_INSERT_HEAD(&store->waiting, request, link);
 }
 
 int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tensor,
@@ -250,12 +277,12 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 	if (r)
 		return r;
 	note_order(attachment, tensor, first_page, n_pages);
-	r = find_or_start(model, tensor, first_page, n_pages, &window);
+	r = find_or_start(client, model, tensor, first_page, n_pages, &window);
 	if (r == STORE_E_BUDGET && store_make_room(store, model, model->chunk_bytes))
-		r = find_or_start(model, tensor, first_page, n_pages, &window);
+		r = find_or_start(client, model, tensor, first_page, n_pages, &window);
 	if (r == STORE_E_BUDGET && TAILQ_EMPTY(&store->waiting)) {
 		store_reclaim(store); /* from now on, whoever uses one tells when he gives it back */
-		r = find_or_start(model, tensor, first_page, n_pages, &window);
+		r = find_or_start(client, model, tensor, first_page, n_pages, &window);
 	}
 	if (!r && !window->decoding) {
 		r = window_grant(client, window, ret_window);
@@ -288,9 +315,10 @@ int store_acquire(struct store_client *client, uint64_t model_id, uint64_t tenso
 	if (window)
 		TAILQ_INSERT_TAIL(&window->joined, request, link);
 	else
-		TAILQ_INSERT_TAIL(&store->waiting, request, link);
+		queue_up(client, request);
 	TAILQ_INSERT_TAIL(&client->requests, request, in_client);
 	client->n_requests++;
+	client->user->n_held++;
 	if (window)
 		read_ahead(attachment, n_pages);
 	return STORE_PENDING;
@@ -315,10 +343,12 @@ void store_retry_waiting(struct store *store)
 
 	for (request = TAILQ_FIRST(&store->waiting); request; request = next) {
 		struct window *window;
-		int r = find_or_start(request->model, request->tensor, request->first_page,
-				      request->n_pages, &window);
+		int r = find_or_start(request->client, request->model, request->tensor,
+				      request->first_page, request->n_pages, &window);
 
 		next = TAILQ_NEXT(request, link);
+		if (r != STORE_E_BUDGET)
+			store->turn = max_u64(store->turn, request->tag);
 		if (r == STORE_E_BUDGET)
 			return; /* those behind it shall not overtake it for ever */
 		if (r) {
@@ -369,7 +399,7 @@ int store_prefetch(struct store_client *client, uint64_t model_id, uint64_t tens
 		return r;
 	if (window_find(attachment->model, tensor, first_page, n_pages, false))
 		return 0;
-	if (window_start(attachment->model, tensor, first_page, n_pages, true, &window) == 0)
+	if (window_start(attachment->model, tensor, first_page, n_pages, NULL, &window) == 0)
 		client->store->stats.prefetches++;
 	return 0;
 }

@@ -12,14 +12,60 @@
 #include "base/range.h"
 #include "store-impl.h"
 
+#define USER_QUANTUM (1U << 20) /* bytes that a user's clients decode before others' turn; untuned */
+
+/* Each user has the same part of the decode threads, and each client the same part of that. */
+static void share_turns(struct store *store, const struct user *user)
+{
+	struct store_client *client;
+
+	TAILQ_FOREACH(client, &store->clients, link)
+		if (client->user == user)
+			pool_flow_set(store->decoders, &client->flow, USER_QUANTUM / user->n_clients);
+}
+
+static struct user *user_join(struct store *store, uid_t uid)
+{
+	struct user *user;
+
+	TAILQ_FOREACH(user, &store->users, link)
+		if (user->uid == uid)
+			break;
+	if (!user) {
+		user = memory_zalloc(sizeof(*user));
+		if (!user)
+			return NULL;
+		user->uid = uid;
+		TAILQ_INSERT_TAIL(&store->users, user, link);
+	}
+	user->n_clients++;
+	return user;
+}
+
+static void user_leave(struct store *store, struct user *user)
+{
+	if (--user->n_clients) {
+		share_turns(store, user);
+		return;
+	}
+	TAILQ_REMOVE(&store->users, user, link);
+	memory_free(user);
+}
+
 int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_client **ret_client)
 {
 	struct store_client *client = memory_zalloc(sizeof(*client));
 
 	if (!client)
 		return message_set(-ENOMEM, "no memory for a client");
+	client->user = user_join(store, uid);
+	if (!client->user) {
+		memory_free(client);
+		return message_set(-ENOMEM, "no memory for a client");
+	}
 	client->store = store;
 	client->uid = uid;
+	pool_flow_init(&client->flow);
 	client->pid = pid;
 	client->shared = REGION_NONE;
 	TAILQ_INIT(&client->attachments);
@@ -27,6 +73,7 @@ int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_cli
 	TAILQ_INIT(&client->free);
 	TAILQ_INIT(&client->requests);
 	TAILQ_INSERT_TAIL(&store->clients, client, link);
+	share_turns(store, client->user);
 	*ret_client = client;
 	return 0;
 }
@@ -87,6 +134,8 @@ struct store_client *store_client_free(struct store_client *client, bool orderly
 	memory_free(client->seen);
 	region_close(&client->shared);
 	TAILQ_REMOVE(&store->clients, client, link);
+	pool_flow_end(store->decoders, &client->flow);
+	user_leave(store, client->user);
 	memory_free(client);
 	store_retry_waiting(store);
 	return NULL;

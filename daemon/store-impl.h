@@ -20,6 +20,7 @@ TAILQ_HEAD(request_list, request);
 TAILQ_HEAD(lease_list, lease);
 TAILQ_HEAD(attachment_list, attachment);
 TAILQ_HEAD(client_list, store_client);
+TAILQ_HEAD(user_list, user);
 TAILQ_HEAD(model_list, model);
 
 /* A piece of a chunk; blocks of a chunk lie end to end, and two free ones never meet. */
@@ -114,12 +115,23 @@ struct request {
 	struct model *model;
 	struct window *window; /* NULL: in the store's queue */
 	uint64_t tensor, first_page, n_pages, began_ns, deadline_ns;
+	uint64_t tag; /* the waiting stand in the order of these */
 	store_acquired acquired;
 	void *data;
 };
 
+/* Everybody of one uid: they share turns and quotas. */
+struct user {
+	TAILQ_ENTRY(user) link;
+	uid_t uid;
+	uint32_t n_clients, n_held; /* the latter: leases and requests of all */
+};
+
 struct store_client {
 	TAILQ_ENTRY(store_client) link;
+	struct user *user;
+	struct pool_flow flow; /* decodes that it waits for */
+	uint64_t tag;	       /* of its next request for room, in turns of all */
 	struct store *store;
 	uid_t uid;
 	pid_t pid;
@@ -153,7 +165,9 @@ struct store {
 	bool cancelled; /* atomic, read by the loader */
 	struct model_list models;
 	struct client_list clients;
-	struct request_list waiting;
+	struct user_list users;
+	struct request_list waiting; /* for room, in order of their tags */
+	uint64_t turn;		     /* the tag that was served last */
 	uint64_t next_model, stamp, heartbeat_ns;
 	struct store_stats stats; /* counters, and what was probed */
 };
@@ -189,8 +203,9 @@ bool arena_is_valid(const struct model *model);
 /* window.c: decoded page ranges and the leases on them */
 struct window *window_find(struct model *model, uint64_t tensor, uint64_t first_page,
 			   uint64_t n_pages, bool also_retired);
+/* `client` NULL: ahead of anybody's asking. */
 int window_start(struct model *model, uint64_t tensor, uint64_t first_page, uint64_t n_pages,
-		 bool prefetch, struct window **ret_window);
+		 struct store_client *client, struct window **ret_window);
 /* Out of the cache; no lease, no decode. */
 void window_drop(struct window *window);
 /* 0: granted. -ENOMEM. */

@@ -39,6 +39,8 @@ static int check_config(struct store_config *config)
 		config->n_workers = (uint32_t)sysconf(_SC_NPROCESSORS_ONLN);
 	if (!config->max_leases)
 		config->max_leases = 1024;
+	if (!config->max_user_leases)
+		config->max_user_leases = UINT32_MAX;
 	config->budget_bytes = budget_effective(config->budget_bytes, budget_cgroup_limit());
 	if (!config->budget_bytes)
 		return message_set(STORE_E_BUDGET, "the memory limit leaves nothing to hold");
@@ -60,6 +62,7 @@ int store_new(const struct store_config *config, struct store **ret_store)
 	budget_init(&store->budget, checked.budget_bytes);
 	TAILQ_INIT(&store->models);
 	TAILQ_INIT(&store->clients);
+	TAILQ_INIT(&store->users);
 	TAILQ_INIT(&store->waiting);
 	store->stats.collapse_works = checked.huge_pages && hugepage_probe();
 	store->stats.huge_pages =
@@ -362,6 +365,16 @@ bool store_make_room(struct store *store, const struct model *needy, uint64_t n_
 	return budget_has_room(&store->budget, n_bytes);
 }
 
+static struct request *find_overdue(const struct store *store, uint64_t now)
+{
+	struct request *request;
+
+	TAILQ_FOREACH(request, &store->waiting, link)
+		if (request->deadline_ns <= now)
+			return request;
+	return NULL;
+}
+
 uint64_t store_tick(struct store *store)
 {
 	uint64_t now = clock_now_ns(), next = now + TICK_NS, wanted;
@@ -395,13 +408,12 @@ uint64_t store_tick(struct store *store)
 		store_retry_waiting(store);
 		store_send_back(store, now);
 	}
-	/* In order of arrival, hence of deadline. */
-	while ((request = TAILQ_FIRST(&store->waiting)) && request->deadline_ns <= now) {
+	while ((request = find_overdue(store, now))) {
 		store->stats.refused_budget++;
 		request_fail(request, STORE_E_BUDGET,
 			     "no room for the window: the arena is pinned by leases");
 	}
-	if (request)
+	TAILQ_FOREACH(request, &store->waiting, link)
 		next = min_u64(next, request->deadline_ns);
 	return next;
 }

@@ -37,6 +37,7 @@ struct store_config {
 	uint32_t n_workers;	 /* decode threads; 0: one a CPU */
 	uint32_t lease_deadline_ms; /* after it a holder gets no new leases; 0: none */
 	uint32_t max_leases;	 /* of one client */
+	uint32_t max_user_leases; /* of all clients of one user; 0: any number */
 	bool huge_pages;
 	enum store_numa numa;
 	uint32_t numa_node;	 /* for STORE_NUMA_BIND */

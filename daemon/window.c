@@ -187,9 +187,21 @@ static int decode_new(struct model *model, const struct container_tensor *tensor
 	return 0;
 }
 
-int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, uint64_t n_pages,
-		 bool prefetch, struct window **ret_window)
+static void submit_page(struct store_client *client, struct page_job *job, uint64_t n_bytes)
 {
+	struct pool *pool = job->decode->window->model->store->decoders;
+
+	job->job.cost = n_bytes;
+	if (client)
+		pool_submit_flow(pool, &job->job, &client->flow);
+	else
+		pool_submit(pool, &job->job, POOL_AHEAD);
+}
+
+int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, uint64_t n_pages,
+		 struct store_client *client, struct window **ret_window)
+{
+	bool prefetch = !client;
 	const struct container_tensor *tensor;
 	struct window *window;
 	struct decode *decode = NULL;
@@ -239,8 +251,7 @@ int window_start(struct model *model, uint64_t tensor_id, uint64_t first_page, u
 		decode->jobs[i] = (struct page_job){
 			.job = {.run = page_run, .done = page_done}, .decode = decode, .page = i};
 	for (uint64_t i = 0; i < n_pages; i++)
-		pool_submit(model->store->decoders, &decode->jobs[i].job,
-			    prefetch ? POOL_AHEAD : POOL_DEMAND);
+		submit_page(client, &decode->jobs[i], decode->page_bytes);
 	*ret_window = window;
 	return 0;
 }
@@ -285,6 +296,7 @@ int window_grant(struct store_client *client, struct window *window,
 	lease->granted_ns = clock_now_ns();
 	TAILQ_INSERT_TAIL(&client->held, lease, link);
 	client->n_held++;
+	client->user->n_held++;
 	window->n_leases++;
 	window->fresh = false;
 	window->stamp = ++store->stamp;
@@ -324,6 +336,7 @@ void window_release(struct store_client *client, struct lease *lease, bool orpha
 	TAILQ_REMOVE(&client->held, lease, link);
 	TAILQ_INSERT_HEAD(&client->free, lease, link);
 	client->n_held--;
+	client->user->n_held--;
 }
 
 bool lease_is_used(const struct lease *lease)

@@ -560,6 +560,63 @@ static void test_leases_are_limited(void **state)
 	store_free(store);
 }
 
+/* Clients of one user share its quota; another user has its own. */
+static void test_users_are_limited(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *clients[3], *other;
+	struct store_attachment attachment;
+	uint64_t model;
+
+	store->config.max_user_leases = 10;
+	assert_int_equal(load(store, path, "m").result, 0);
+	for (unsigned c = 0; c < 3; c++)
+		clients[c] = join(store, &model);
+	for (unsigned i = 0; i < 10; i++)
+		assert_int_equal(take(clients[i % 2], model, 0, i, 1).result, 0);
+	assert_int_equal(take(clients[2], model, 0, 0, 1).result, STORE_E_BUDGET);
+	assert_int_equal(store_client_new(store, 4242, getpid(), &other), 0);
+	assert_int_equal(store_attach(other, "m", &attachment), 0);
+	close(attachment.index_fd);
+	close(attachment.placement_fd);
+	assert_int_equal(take(other, model, 0, 0, 1).result, 0);
+	store_client_free(clients[0], true);
+	assert_int_equal(take(clients[2], model, 0, 0, 1).result, 0);
+	store_free(store);
+}
+
+/* Who waits most for room waits behind who waits less. */
+static void test_waiting_takes_turns(void **state)
+{
+	struct store *store = open_store(64 * MIB);
+	struct store_client *greedy, *modest;
+	struct answer answers[4] = {0};
+	struct request *request;
+	uint64_t model, held;
+	unsigned n = 0;
+
+	assert_int_equal(load(store, path, "m").result, 0);
+	held = stats_of(store).compressed_bytes + stats_of(store).index_bytes;
+	store_free(store);
+	store = open_store(held + 2 * MIB); /* one chunk */
+	assert_int_equal(load(store, path, "m").result, 0);
+	greedy = join(store, &model);
+	modest = join(store, &model);
+	assert_int_equal(take(greedy, model, 0, 0, N_PAGES).result, 0);
+	assert_int_equal(take(greedy, model, 1, 0, N_PAGES).result, 0);
+	for (unsigned i = 0; i < 4; i++)
+		assert_int_equal(store_acquire(i < 3 ? greedy : modest, model, 2, i * 4, 4, on_acquired,
+					       &answers[i], &answers[i].window),
+				 STORE_PENDING);
+	TAILQ_FOREACH(request, &store->waiting, link) {
+		/* The modest one came last, and stands behind the first of the greedy one's. */
+		assert_true((n == 1) == (request->client == modest));
+		n++;
+	}
+	assert_int_equal(n, 4);
+	store_free(store);
+}
+
 /* A client that keeps leases: `words` is its own mapping of the table, as the library has it. */
 static struct store_client *join_sharing(struct store *store, uint64_t *ret_model, uint64_t **ret_words)
 {
@@ -754,6 +811,8 @@ int main(void)
 		cmocka_unit_test(test_wrong_decode),
 		cmocka_unit_test(test_many_windows),
 		cmocka_unit_test(test_leases_are_limited),
+		cmocka_unit_test(test_users_are_limited),
+		cmocka_unit_test(test_waiting_takes_turns),
 		cmocka_unit_test(test_kept_leases),
 		cmocka_unit_test(test_kept_order),
 		cmocka_unit_test(test_hostile_words),
