@@ -231,6 +231,7 @@ static uint8_t class_of(uint8_t codec)
 	case CODEC_PAIR_8:
 	case CODEC_PAIR_16:
 	case CODEC_PAIR_32:
+	case CODEC_PAIR_8_SPIKE:
 		return PLANNER_WORK;
 	default:
 		return PLANNER_DENSE;

@@ -18,6 +18,7 @@
 #include "codec/pack.h"
 #include "codec/pair.h"
 #include "codec/planes.h"
+#include "codec/spike.h"
 #include "dcmem/container.h"
 #include "dcmem/dcmem.h"
 
@@ -45,6 +46,7 @@ static const char *const codec_names[] = {
 	[CODEC_PACK_8] = "pack8",
 	[CODEC_PACK_16] = "pack16",
 	[CODEC_PACK_32] = "pack32",
+	[CODEC_PAIR_8_SPIKE] = "pair8-spike",
 };
 #define N_CODECS (sizeof(codec_names) / sizeof(codec_names[0]))
 
@@ -223,6 +225,40 @@ static int planes_encode(struct codec_context *context, const struct planes *pla
 	return 0;
 }
 
+/* A page under pair8 whose values a spike's gap was closed in; the spike stands before it. */
+static int spike_decode(struct codec_context *context, const uint8_t *src, size_t src_bytes,
+			uint8_t *dst, size_t dst_bytes)
+{
+	int r;
+
+	if (src_bytes < 1)
+		return CODEC_E_CORRUPT;
+	r = pair_decode(context->pair_decoder, cpu_path(), 1, src + 1, src_bytes - 1, dst, dst_bytes);
+	if (!r)
+		spike_open(dst, dst_bytes, src[0]);
+	return r;
+}
+
+static int spike_encode(struct codec_context *context, const uint8_t *src, size_t src_bytes,
+			uint8_t *dst, size_t dst_capacity, size_t *ret_bytes)
+{
+	uint8_t spike;
+	size_t n;
+	int r;
+
+	if (src_bytes > CONTAINER_MAX_PAGE_BYTES || dst_capacity < 1)
+		return CODEC_E_INCOMPRESSIBLE;
+	spike = spike_find(src, src_bytes);
+	spike_close(src, src_bytes, spike, context->planes);
+	r = pair_encode(context->pair_encoder, 1, context->planes, src_bytes, dst + 1,
+			dst_capacity - 1, &n);
+	if (r)
+		return r;
+	dst[0] = spike;
+	*ret_bytes = n + 1;
+	return 0;
+}
+
 /* Of the codecs that have an id for each size. */
 static unsigned element_bytes(uint32_t id)
 {
@@ -263,6 +299,8 @@ int codec_decode(struct codec_context *context, uint32_t id, const void *src, si
 	case CODEC_PACK_32:
 		return pack_decode(context->pack_decoder, cpu_path(), element_bytes(id), src,
 				   src_bytes, dst, dst_bytes);
+	case CODEC_PAIR_8_SPIKE:
+		return spike_decode(context, src, src_bytes, dst, dst_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
 	}
@@ -297,6 +335,8 @@ int codec_encode(struct codec_context *context, uint32_t id, int effort, const v
 	case CODEC_PACK_32:
 		return pack_encode(context->planes, element_bytes(id), src, src_bytes, dst,
 				   dst_capacity, ret_bytes);
+	case CODEC_PAIR_8_SPIKE:
+		return spike_encode(context, src, src_bytes, dst, dst_capacity, ret_bytes);
 	default:
 		return CODEC_E_UNKNOWN;
 	}
@@ -327,6 +367,7 @@ unsigned codec_candidates(uint32_t dtype, uint8_t ret_ids[CODEC_MAX_CANDIDATES])
 	default:
 		ret_ids[n++] = CODEC_PACK_8;
 		ret_ids[n++] = CODEC_PAIR_8;
+		ret_ids[n++] = CODEC_PAIR_8_SPIKE;
 		break;
 	}
 	ret_ids[n++] = CODEC_ZSTD;

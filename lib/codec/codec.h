@@ -23,6 +23,7 @@ enum codec_id {
 	CODEC_PACK_8 = 8,	  /* bytes, as fields of one width and a list of exceptions */
 	CODEC_PACK_16 = 9,	  /* BF16, F16: the exponents so, the rest raw */
 	CODEC_PACK_32 = 10,	  /* F32 */
+	CODEC_PAIR_8_SPIKE = 11,  /* bytes of which one value is as common as many together */
 };
 
 enum codec_error {

@@ -137,3 +137,13 @@ def decode(page, size, element):
     out += page[at:]
     assert len(out) == size
     return bytes(out)
+
+
+def decode_spike(page, size):
+    """pair8-spike: the page is of values among which the spike's gap was closed."""
+    spike, out = page[0], bytearray()
+    for value in decode(page[1:], size, 1):
+        d = (value - spike + 128) % 256 - 128
+        d = 0 if d == -128 else d - 1 if d <= 0 else d
+        out.append((spike + d) % 256)
+    return bytes(out)

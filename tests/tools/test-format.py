@@ -159,11 +159,31 @@ def check_hints(tool, wanted):
     print(f'{table[9][1]} hints of {len(found)} tensors')
 
 
+def check_spike(tool, rng):
+    """Half zeros in one large page: what the packer chooses for that, and what it decodes to."""
+    data = bytes(int(rng.gauss(0, 12)) & 0xff if rng.random() < 0.5 else 3 for _ in range(200000))
+    with tempfile.TemporaryDirectory() as work:
+        synthetic.write(work + '/m.safetensors', [('pruned', 'I8', [len(data)], data)])
+        done = synthetic.run(tool, 'pack', work + '/m.safetensors', '-o', work + '/m.dcmem')
+        assert done.returncode == 0, done.stderr
+        packed = pathlib.Path(work, 'm.dcmem').read_bytes()
+    table = tables(packed)
+    base, = struct.unpack_from('<Q', packed, table[7][0])
+    assert table[4][1] == 1
+    offset, stored, codec = struct.unpack_from('<QIB', packed, table[4][0])
+    assert codec == 11, codec
+    body = packed[base + offset:base + offset + stored]
+    assert body[0] == 3
+    assert pair.decode_spike(body, len(data)) == data
+    print(f'pair8-spike: {len(data)} bytes in {stored}, as they were')
+
+
 def main():
     wanted = sources(synthetic.rng())
     for codec in CODECS:
         check(sys.argv[1], codec, wanted)
     check_hints(sys.argv[1], wanted)
+    check_spike(sys.argv[1], synthetic.rng())
 
 
 if __name__ == '__main__':

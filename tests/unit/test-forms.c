@@ -122,6 +122,7 @@ static const struct tested codecs[] = {
 	{CODEC_PAIR_8, 1, 256, false},	{CODEC_PAIR_16, 2, 512, false},
 	{CODEC_PAIR_32, 4, 1024, false}, {CODEC_PACK_8, 1, 64, true},
 	{CODEC_PACK_16, 2, 128, true},	{CODEC_PACK_32, 4, 256, true},
+	{CODEC_PAIR_8_SPIKE, 1, 256, false},
 };
 #define N_CODECS (sizeof(codecs) / sizeof(codecs[0]))
 
