@@ -23,6 +23,9 @@
 
 #define CONFIG_MAX_BYTES (1U << 20)
 
+static const struct planner_model config_default_policy = {
+	.weight = 1, .floor = PLANNER_DENSE, .ceiling = PLANNER_RAW, .pin = PLANNER_NO_CLASS};
+
 static uint64_t config_ram_bytes(void)
 {
 	long pages = sysconf(_SC_PHYS_PAGES), page_bytes = sysconf(_SC_PAGESIZE);
@@ -166,7 +169,7 @@ int config_add_model_dir(struct config *config, const char *where, const char *p
 
 int config_add_model(struct config *config, const char *where, const char *path, const char *name)
 {
-	struct config_model model = {0};
+	struct config_model model = {.policy = config_default_policy};
 	int r;
 
 	if (!path[0])
@@ -416,31 +419,88 @@ static int config_key_model_dirs(struct config *config, const json_t *value, con
 	return 0;
 }
 
+static int config_want_class(const json_t *value, const char *where, const char *key, uint8_t none,
+			     uint8_t *ret_class)
+{
+	const char *text;
+	int r = config_want_string(value, where, &text);
+
+	if (r < 0)
+		return r;
+	*ret_class = none;
+	if (!strcmp(text, "none"))
+		return 0;
+	for (unsigned i = 0; i < PLANNER_N_CLASSES; i++) {
+		if (!strcmp(text, planner_class_name(i))) {
+			*ret_class = (uint8_t)i;
+			return 0;
+		}
+	}
+	return message_set(-EINVAL, "%s: \"%s\" is raw, fast, work, dense or none", where, key);
+}
+
+/* A member of a model's entry that says how it may be held. 1: it is none. */
+static int config_policy_member(struct planner_model *policy, const char *key, const json_t *value,
+				const char *where)
+{
+	if (!strcmp(key, "pin"))
+		return config_want_class(value, where, key, PLANNER_NO_CLASS, &policy->pin);
+	if (!strcmp(key, "floor"))
+		return config_want_class(value, where, key, PLANNER_DENSE, &policy->floor);
+	if (!strcmp(key, "ceiling"))
+		return config_want_class(value, where, key, PLANNER_RAW, &policy->ceiling);
+	if (!strcmp(key, "limit"))
+		return config_want_bytes(value, where, &policy->max_bytes);
+	if (!strcmp(key, "frozen"))
+		return config_want_bool(value, where, &policy->frozen);
+	if (strcmp(key, "weight"))
+		return 1;
+	if (!json_is_number(value) || json_number_value(value) < 0 || json_number_value(value) > 1e6)
+		return message_set(-EINVAL, "%s: \"weight\" is a number from 0 to 10^6", where);
+	policy->weight = (float)json_number_value(value);
+	return 0;
+}
+
+static int config_model_entry(struct config *config, json_t *entry, const char *where, size_t i)
+{
+	struct planner_model policy = config_default_policy;
+	const char *key, *path = NULL, *name = NULL;
+	json_t *member;
+	int r = 0;
+
+	if (!json_is_object(entry))
+		return message_set(-EINVAL, "%s: entry %zu is not an object", where, i);
+	json_object_foreach(entry, key, member) {
+		if (!strcmp(key, "path"))
+			r = config_want_string(member, where, &path);
+		else if (!strcmp(key, "name"))
+			r = config_want_string(member, where, &name);
+		else
+			r = config_policy_member(&policy, key, member, where);
+		if (r > 0)
+			return message_set(-EINVAL, "%s: entry %zu has an unknown key \"%s\"", where,
+					   i, key);
+		if (r < 0)
+			return r;
+	}
+	if (!path)
+		return message_set(-EINVAL, "%s: entry %zu lacks \"path\"", where, i);
+	if (policy.floor < policy.ceiling)
+		return message_set(-EINVAL, "%s: entry %zu has a floor faster than its ceiling", where,
+				   i);
+	r = config_add_model(config, where, path, name);
+	if (!r)
+		config->models[config->n_models - 1].policy = policy;
+	return r;
+}
+
 static int config_key_models(struct config *config, const json_t *value, const char *where)
 {
 	if (!json_is_array(value))
 		return message_set(-EINVAL, "%s: must be a list of objects", where);
 	for (size_t i = 0; i < json_array_size(value); i++) {
-		json_t *entry = json_array_get(value, i), *member;
-		const char *key, *path = NULL, *name = NULL;
-		int r = 0;
+		int r = config_model_entry(config, json_array_get(value, i), where, i);
 
-		if (!json_is_object(entry))
-			return message_set(-EINVAL, "%s: entry %zu is not an object", where, i);
-		json_object_foreach(entry, key, member) {
-			if (!strcmp(key, "path"))
-				r = config_want_string(member, where, &path);
-			else if (!strcmp(key, "name"))
-				r = config_want_string(member, where, &name);
-			else
-				return message_set(-EINVAL, "%s: entry %zu has an unknown key \"%s\"",
-						   where, i, key);
-			if (r < 0)
-				return r;
-		}
-		if (!path)
-			return message_set(-EINVAL, "%s: entry %zu lacks \"path\"", where, i);
-		r = config_add_model(config, where, path, name);
 		if (r < 0)
 			return r;
 	}

@@ -11,6 +11,7 @@
 
 struct config_model {
 	char *path, *name; /* name NULL: that of the file */
+	struct planner_model policy;
 };
 
 struct config {

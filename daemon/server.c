@@ -359,6 +359,9 @@ int server_preload(struct server *server)
 		if (load.result)
 			return message_set(load.result, "%s",
 					   load.message[0] ? load.message : "cannot load a model");
+		r = store_set_newest_policy(server->store, &model->policy);
+		if (r)
+			return r;
 		log_line(LOG_LEVEL_NOTICE, "loaded %s", model->path);
 	}
 	return 0;

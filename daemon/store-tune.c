@@ -86,6 +86,13 @@ int store_set_model_policy(struct store *store, const char *name,
 	return 0;
 }
 
+int store_set_newest_policy(struct store *store, const struct planner_model *policy)
+{
+	const struct model *model = TAILQ_LAST(&store->models, model_list);
+
+	return model ? store_set_model_policy(store, model->name, policy) : STORE_E_NOT_FOUND;
+}
+
 const struct tuner_state *store_tuner_state(const struct store *store)
 {
 	return tuner_state(store->tuner);

@@ -129,6 +129,8 @@ int store_get_model_policy(const struct store *store, const char *name,
 			   struct planner_model *ret_policy);
 int store_set_model_policy(struct store *store, const char *name,
 			   const struct planner_model *policy);
+/* Of the model that was loaded last. */
+int store_set_newest_policy(struct store *store, const struct planner_model *policy);
 /* tuner.h */
 struct tuner_state;
 const struct tuner_state *store_tuner_state(const struct store *store);

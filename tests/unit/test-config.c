@@ -58,6 +58,12 @@ static void test_refuses(void **state)
 		{"{\"huge_pages\":1}", "\"huge_pages\"", "true or false"},
 		{"{\"socket\":\"/a\\u0000b\"}", "\"socket\"", ""},
 		{"{\"models\":[{\"path\":\"/a\",\"x\":1}]}", "\"models\"", "unknown key"},
+		{"{\"models\":[{\"path\":\"/a\",\"pin\":\"soft\"}]}", "\"models\"", "raw, fast, work"},
+		{"{\"models\":[{\"path\":\"/a\",\"weight\":-1}]}", "\"models\"", "weight"},
+		{"{\"models\":[{\"path\":\"/a\",\"floor\":\"raw\",\"ceiling\":\"work\"}]}", "\"models\"",
+		 "faster than its ceiling"},
+		{"{\"objective\":\"speed\"}", "\"objective\"", "not latency"},
+		{"{\"background\":0}", "\"background\"", "1"},
 		{"{\"io\":\"iocp\"}", "\"io\"", "not auto"},
 		{"{\"numa\":\"bind:\"}", "\"numa\"", "node"},
 	};
@@ -72,6 +78,32 @@ static void test_refuses(void **state)
 		assert_non_null(strstr(message_get(), cases[i].reason));
 		config_deinit(&config);
 	}
+}
+
+static void test_policies(void **state)
+{
+	struct config config;
+
+	assert_int_equal(parse(&config, "{\"objective\":\"memory\",\"background\":10,\"models\":"
+					"[{\"path\":\"/a\"},{\"path\":\"/b\",\"weight\":2.5,\"pin\":\"raw\","
+					"\"limit\":\"1MiB\",\"frozen\":true},{\"path\":\"/c\","
+					"\"floor\":\"work\",\"ceiling\":\"fast\"}]}"), 0);
+	assert_true(config.store.tune);
+	assert_int_equal(config.store.objective, PLANNER_MEMORY);
+	assert_int_equal(config.store.background, 10);
+	assert_true(config.models[0].policy.weight == 1);
+	assert_int_equal(config.models[0].policy.pin, PLANNER_NO_CLASS);
+	assert_int_equal(config.models[0].policy.floor, PLANNER_DENSE);
+	assert_true(config.models[1].policy.weight == 2.5F);
+	assert_int_equal(config.models[1].policy.pin, PLANNER_RAW);
+	assert_int_equal(config.models[1].policy.max_bytes, 1 << 20);
+	assert_true(config.models[1].policy.frozen);
+	assert_int_equal(config.models[2].policy.floor, PLANNER_WORK);
+	assert_int_equal(config.models[2].policy.ceiling, PLANNER_FAST);
+	config_deinit(&config);
+	assert_int_equal(parse(&config, "{\"objective\":\"off\"}"), 0);
+	assert_false(config.store.tune);
+	config_deinit(&config);
 }
 
 static void test_sizes(void **state)
@@ -91,6 +123,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_takes_over),
 		cmocka_unit_test(test_refuses),
+		cmocka_unit_test(test_policies),
 		cmocka_unit_test(test_sizes),
 	};
 
