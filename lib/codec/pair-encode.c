@@ -325,66 +325,15 @@ static bool runs_find(const struct classes *classes, struct runs *ret_runs)
 	return true;
 }
 
-/* Vectors of gcc, so that every machine's compiler takes what it has. */
-#define VECTOR 32
-typedef uint8_t bytes_vector __attribute__((vector_size(VECTOR)));
-typedef uint16_t pairs_vector __attribute__((vector_size(VECTOR)));
-
-/* Pairs of classes that are runs, by arithmetic. */
-static inline __attribute__((always_inline)) void
-pairs_of_n_runs(const struct classes *classes, const struct runs *runs, unsigned n_runs,
-		const uint8_t *bytes, size_t n, uint16_t *ret_pairs)
-{
-	const unsigned k = classes->offset_bits;
-	const uint8_t low = (uint8_t)(0xff >> k), spike = (uint8_t)classes->spike;
-	const uint8_t spike_class = (uint8_t)(classes->n - 1);
-
-	for (size_t i = 0; i < n; i += VECTOR) {
-		bytes_vector value, at, class, of_run, mask;
-		pairs_vector pair;
-
-		memcpy(&value, bytes + i, VECTOR);
-		class = (bytes_vector){0} + PAIR_ESCAPE;
-		for (unsigned run = 0; run < n_runs; run++) {
-			at = value - runs->start[run];
-			mask = (bytes_vector)(at < runs->n[run]);
-			/* What comes from the neighbour byte is masked away. */
-			of_run = ((bytes_vector)((pairs_vector)at >> k) & low) + runs->class[run];
-			class = (class & ~mask) | (of_run & mask);
-		}
-		if (classes->spike != NO_SPIKE) {
-			mask = (bytes_vector)(value == spike);
-			class = (class & ~mask) | (spike_class & mask);
-		}
-		memcpy(&pair, &class, VECTOR);
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-		pair = pair << 8 | pair >> 8;
-#endif
-		pair = (pair & 31) | (pair >> 3 & 0x3e0);
-		memcpy(ret_pairs + i / 2, &pair, VECTOR);
-	}
-}
-
-/* Tails that the sample saw with holes are runs of their own; mostly there are one or two. */
-static inline __attribute__((always_inline)) void pairs_of_runs(const struct classes *classes,
-								const struct runs *runs,
-								const uint8_t *bytes, size_t n,
-								uint16_t *ret_pairs)
-{
-	if (runs->n_runs <= 2)
-		pairs_of_n_runs(classes, runs, 2, bytes, n, ret_pairs);
-	else
-		pairs_of_n_runs(classes, runs, MAX_RUNS, bytes, n, ret_pairs);
-}
-
+/* Vectors of gcc, of the width that the machine has: of any other it makes them element by element. */
+#define VECTOR 16
+#define PAIRS_OF_RUNS pairs_of_runs
+#include "codec/pair-runs.h"
 #if defined(__x86_64__)
-static __attribute__((target("avx2"))) void pairs_of_runs_avx2(const struct classes *classes,
-							       const struct runs *runs,
-							       const uint8_t *bytes, size_t n,
-							       uint16_t *ret_pairs)
-{
-	pairs_of_runs(classes, runs, bytes, n, ret_pairs);
-}
+#define VECTOR 32
+#define PAIRS_OF_RUNS pairs_of_runs_avx2
+#define PAIRS_TARGET __attribute__((target("avx2")))
+#include "codec/pair-runs.h"
 #endif
 
 static void pairs_of(const struct classes *classes, const uint8_t *bytes, size_t n,
