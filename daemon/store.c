@@ -22,6 +22,7 @@
 #include "tuner.h"
 
 #define TICK_NS (NS_PER_S)
+#define CHUNKS_LEAST 32 /* of a model whose windows all fit: small ones can be given back; untuned */
 #define TICK_RETIRED_NS (20 * NS_PER_MS) /* between exclusivity tests; untuned */
 
 static int check_config(struct store_config *config)
@@ -173,7 +174,7 @@ static int model_publish(struct model *model)
 	model->loaded = model->load.loaded;
 	model->load.loaded = (struct loaded_model){.index = REGION_NONE, .placement = REGION_NONE};
 	model->chunk_bytes =
-		min_u64(store->config.chunk_bytes, align_up(arena / 8, HUGEPAGE_BYTES));
+		min_u64(store->config.chunk_bytes, align_up(arena / CHUNKS_LEAST, HUGEPAGE_BYTES));
 	set_charges(model, BUDGET_COMPRESSED, BUDGET_INDEX);
 	placement_heartbeat(&model->loaded.placement, clock_now_ns());
 	model->loading = false;
