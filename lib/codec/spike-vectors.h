@@ -42,9 +42,9 @@ static SPIKE_TARGET void SPIKE_NAME(open_all)(uint8_t *bytes, size_t n, uint8_t 
 		memcpy(&value, bytes + i, VECTOR);
 		d = (SPIKE_NAME(signed_vector))(value - spike);
 		is_spike = d == FAR;
-		d += d <= 0;
-		d &= ~is_spike;
-		value = (SPIKE_NAME(bytes_vector))d + spike;
+		/* Without signs, since -128 would wrap. What is true is -1. */
+		value = (SPIKE_NAME(bytes_vector))d + (SPIKE_NAME(bytes_vector))(d <= 0);
+		value = (value & (SPIKE_NAME(bytes_vector))~is_spike) + spike;
 		memcpy(bytes + i, &value, VECTOR);
 	}
 	for (; i < n; i++)
