@@ -49,12 +49,14 @@ static void option_make(const struct planner *planner, uint32_t index,
 	const struct planner_form *form =
 		&planner->input->forms[tensor->first_form + choice.form];
 	const struct planner_host *host = &planner->host;
-	double weight = clamp(planner->input->models[tensor->model].weight, 0, 1e6);
+	const struct planner_model *model = &planner->input->models[tensor->model];
+	double weight = clamp(model->weight, 0, 1e6);
 	double rate = clamp(tensor->rate, 0, RATE_MAX), share = clamp(tensor->share, 1, 1e6);
 	double order = clamp(tensor->order, 0, 1), local = clamp(tensor->local, 0, 1);
 	double decode = clamp(form->decode_ns, 0, NS_MAX), read = host->read_ns;
 	double remote = (1 + (host->n_nodes - 1) * host->remote_factor) / host->n_nodes;
 	double near = choice.replicas > 1 ? 1 : remote, streamed, exposed, random = 1 - order;
+	double late, swept;
 	double n_bytes = tensor->bytes ? (double)tensor->bytes : 1;
 
 	*ret_option = (struct option){.choice = choice};
@@ -73,11 +75,15 @@ static void option_make(const struct planner *planner, uint32_t index,
 	/* Stored bytes in; then from the reader's cache, or through memory: written and read. */
 	streamed = read * ((double)form->bytes / n_bytes * near * (local + (1 - local) / share) +
 			   (1 - local) * (1 / share + remote));
-	exposed = random * decode;
+	/* A sweep waits for what its cores do not decode while it reads and computes. */
+	late = decode * clamp(model->streams, 1, 1e6) / host->cores_free -
+	       (read + clamp(model->consume_ns, 0, NS_MAX));
+	swept = late > 0 ? order * late : 0;
+	exposed = random * decode + swept;
 	ret_option->work = rate / share * decode * NS;
 	if (choice.window) { /* random requests find their pages decoded, sweeps do not */
 		streamed = order * streamed + random * read * remote;
-		exposed = 0;
+		exposed = swept;
 		ret_option->work *= order;
 	}
 	ret_option->time = weight * rate * (streamed + exposed) * NS;
