@@ -28,20 +28,26 @@ bool hugepage_is_advised(void)
 	       strstr(line, "[within_size]");
 }
 
+bool hugepage_advise(void *data, size_t n_bytes)
+{
+	/* The faults of whoever fills it bring huge pages then. */
+	return hugepage_is_advised() && madvise(data, n_bytes, MADV_HUGEPAGE) == 0;
+}
+
+bool hugepage_collapse(void *data, size_t n_bytes)
+{
+	volatile char *bytes = data;
+
+	for (size_t i = 0; i < n_bytes; i += HUGEPAGE_BYTES)
+		bytes[i] = 0;
+	return madvise(data, n_bytes, MADV_COLLAPSE) == 0;
+}
+
 bool hugepage_populate(void *data, size_t n_bytes)
 {
 	size_t whole = n_bytes & ~(HUGEPAGE_BYTES - 1);
-	volatile char *bytes = data;
 
-	if (!whole)
-		return false;
-	if (hugepage_is_advised() && madvise(data, whole, MADV_HUGEPAGE) == 0) {
-		/* The faults of whoever fills it now bring huge pages. */
-		return true;
-	}
-	for (size_t i = 0; i < whole; i += HUGEPAGE_BYTES)
-		bytes[i] = 0;
-	return madvise(data, whole, MADV_COLLAPSE) == 0;
+	return whole && (hugepage_advise(data, whole) || hugepage_collapse(data, whole));
 }
 
 bool hugepage_probe(void)

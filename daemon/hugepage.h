@@ -15,4 +15,9 @@ bool hugepage_is_advised(void);
 /* Before the mapping is filled. Touches whole huge pages. True: they are huge. */
 bool hugepage_populate(void *data, size_t n_bytes);
 
+/* The same in two steps, for memory that is filled piece by piece: of all of it, the kernel's advice; */
+bool hugepage_advise(void *data, size_t n_bytes);
+/* or of the next whole huge pages, which must be untouched. */
+bool hugepage_collapse(void *data, size_t n_bytes);
+
 #endif

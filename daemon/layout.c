@@ -2,7 +2,9 @@
 /*
  * The layout of a model in memory. A segment is sealed as a whole and freed as a whole, so a tensor
  * that is to be held another way some day must not lie in one with others: large tensors get a
- * segment each, small ones, which are not worth changing, share. Loader thread.
+ * segment each, small ones, which are not worth changing, share. What lies side by side in the file stays so,
+ * and has the same place in its 4 KiB block, so that it can be read past the page cache in large
+ * pieces: the bytes before and after it in its first and last block come along. Loader thread.
  */
 #include "layout.h"
 
@@ -16,20 +18,18 @@
 #define ALONE_BYTES (256ULL << 10) /* stored, from which on changing one may pay; untuned */
 #define ALONE_MOST 1024		   /* segments of one tensor: descriptors and mappings are finite */
 #define SHARED_BYTES (64ULL << 20)
-#define FORM_ALIGN 64
 
 struct placed {
 	const struct container_form *form;
 	uint64_t tensor;
+	uint64_t file_offset; /* its first byte */
 };
 
 static int compare_places(const void *a, const void *b)
 {
 	const struct placed *x = a, *y = b;
 
-	if (x->form->segment != y->form->segment)
-		return x->form->segment < y->form->segment ? -1 : 1;
-	return x->form->offset < y->form->offset ? -1 : x->form->offset > y->form->offset;
+	return x->file_offset < y->file_offset ? -1 : x->file_offset > y->file_offset;
 }
 
 static int add_segment(struct layout *layout, bool alone, uint64_t first)
@@ -38,7 +38,42 @@ static int add_segment(struct layout *layout, bool alone, uint64_t first)
 		return message_set(STORE_E_UNSUPPORTED, "a model of more than %u segments",
 				   SHM_MAX_SEGMENTS);
 	layout->segments[layout->n_segments++] =
-		(struct layout_segment){.first = first, .alone = alone};
+		(struct layout_segment){.first = first, .first_extent = layout->n_extents,
+					.alone = alone};
+	return 0;
+}
+
+/* Behind what is there: in its last extent, if the file has it there too. */
+static int append(struct layout *layout, struct layout_segment *segment,
+		  const struct placed *placed, uint64_t *ret_offset)
+{
+	uint64_t in_block = placed->file_offset % LAYOUT_BLOCK, offset, end, bytes;
+	struct layout_extent *extent = NULL;
+
+	if (segment->n_extents) {
+		extent = &layout->extents[layout->n_extents - 1];
+		offset = placed->file_offset - extent->file_offset + extent->offset;
+		if (placed->file_offset < extent->file_offset || offset < segment->n_bytes ||
+		    offset - segment->n_bytes >= LAYOUT_BLOCK)
+			extent = NULL;
+	}
+	if (!extent) {
+		extent = &layout->extents[layout->n_extents];
+		*extent = (struct layout_extent){
+			.file_offset = placed->file_offset - in_block,
+			.offset = align_up(segment->n_bytes, LAYOUT_BLOCK),
+		};
+		if (!range_add(extent->offset, in_block, &offset))
+			return message_set(STORE_E_CORRUPT, "segments of more than 2^64 bytes");
+		layout->n_extents++;
+		segment->n_extents++;
+	}
+	if (!range_add(offset, placed->form->stored_bytes, &end) ||
+	    !range_add(end, LAYOUT_BLOCK, &bytes))
+		return message_set(STORE_E_CORRUPT, "segments of more than 2^64 bytes");
+	segment->n_bytes = end;
+	extent->n_bytes = align_up(end, LAYOUT_BLOCK) - extent->offset;
+	*ret_offset = offset;
 	return 0;
 }
 
@@ -66,9 +101,9 @@ static int place(struct layout *layout, struct held *held, const struct placed *
 			}
 			segment = shared;
 			h->segment = (uint32_t)(segment - layout->segments);
-			h->offset = align_up(segment->n_bytes, FORM_ALIGN);
-			if (!range_add(h->offset, form->stored_bytes, &segment->n_bytes))
-				return message_set(STORE_E_CORRUPT, "segments of more than 2^64 bytes");
+			r = append(layout, segment, &placed[i], &h->offset);
+			if (r)
+				return r;
 			segment->count++;
 			layout->order[next++] = placed[i].tensor;
 		}
@@ -85,6 +120,7 @@ static int collect(struct layout *layout, const struct index *index, struct held
 
 	for (uint64_t id = 0; id < index->n_tensors; id++) {
 		const struct container_tensor *tensor;
+		const struct container_segment *segment = NULL;
 		const struct container_form *form;
 		const char *name = "?";
 		int r = index_tensor(index, id, &tensor);
@@ -98,6 +134,8 @@ static int collect(struct layout *layout, const struct index *index, struct held
 		r = placement_form(index, tensor, &form);
 		if (!r)
 			r = index_pages(index, form->page_record, form->n_pages, &held[id].pages);
+		if (!r)
+			r = index_segment(index, form->segment, &segment);
 		if (r) {
 			(void)index_tensor_name(index, tensor, &name);
 			return message_prefix(r, "tensor '%s'", name);
@@ -112,7 +150,7 @@ static int collect(struct layout *layout, const struct index *index, struct held
 			continue;
 		}
 		form_owners[tensor->first_form] = id + 1;
-		placed[n++] = (struct placed){form, id};
+		placed[n++] = (struct placed){form, id, segment->offset + form->offset};
 		if (!range_add(n_bytes, form->stored_bytes, &n_bytes))
 			return message_set(STORE_E_CORRUPT, "forms of more than 2^64 bytes");
 	}
@@ -131,10 +169,11 @@ int layout_init(struct layout *layout, const struct index *index, struct held *h
 	*layout = (struct layout){0};
 	layout->segments = memory_array(SHM_MAX_SEGMENTS, sizeof(*layout->segments));
 	layout->order = memory_array(n_tensors, sizeof(*layout->order));
+	layout->extents = memory_array(n_tensors, sizeof(*layout->extents));
 	layout->owners = memory_array(n_tensors, sizeof(*layout->owners));
 	placed = memory_array(n_tensors, sizeof(*placed));
 	form_owners = memory_array(index->n_forms ? index->n_forms : 1, sizeof(*form_owners));
-	if (!layout->segments || !layout->order || !layout->owners || !placed || !form_owners)
+	if (!layout->segments || !layout->order || !layout->extents || !layout->owners || !placed || !form_owners)
 		return message_set(-ENOMEM, "no memory to lay out %llu tensors",
 				   (unsigned long long)index->n_tensors);
 	r = collect(layout, index, held, form_owners, placed, &n, &n_bytes);
@@ -157,5 +196,6 @@ void layout_deinit(struct layout *layout)
 {
 	layout->segments = memory_free(layout->segments);
 	layout->order = memory_free(layout->order);
+	layout->extents = memory_free(layout->extents);
 	layout->owners = memory_free(layout->owners);
 }

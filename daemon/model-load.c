@@ -1,48 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Loading a container. Owns what it builds until it succeeds; refuses files that are damaged,
- * truncated or do not fit the budget. Loader thread; pages are verified on the decode threads, in
- * batches. Memory is charged before it exists, and nothing is published that was not verified.
+ * truncated, changed meanwhile, or do not fit the budget. Loader thread; load-fill.c has others help
+ * it. Memory is charged before it exists, and nothing is published that was not verified.
  */
 #include "model-load.h"
 
-#include <pthread.h>
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
-#include "base/hash.h"
 #include "base/memory.h"
 #include "base/message.h"
 #include "base/range.h"
-#include "codec/codec.h"
 #include "hugepage.h"
+#include "load-fill.h"
 #include "model/container.h"
+#include "page-cache.h"
 #include "placement.h"
 
-#define READ_BYTES (8ULL << 20) /* large enough for readahead, small enough to cancel; untuned */
-#define VERIFY_PAGES 64		/* pages a verifying job: 16 MiB decoded; untuned */
 #define MINIMAL_CHUNK HUGEPAGE_BYTES
 #define ROOM_TRIES 250 /* of 10 ms: a second until the store looks, and time for clients to unmap */
-
-struct verify_batch {
-	pthread_mutex_t mutex;
-	pthread_cond_t finished;
-	uint64_t n_left;
-	int result;
-	char message[512];
-};
-
-struct verify_job {
-	struct pool_job job;
-	struct verify_batch *batch;
-	const struct index *index;
-	uint64_t tensor, first_page, n_pages; /* first_page: of the tensor, for messages */
-	const struct container_page *pages;
-	const struct held *held;
-	const struct region *segment;
-};
 
 void loaded_model_close(struct loaded_model *loaded)
 {
@@ -63,159 +46,24 @@ void loaded_model_close(struct loaded_model *loaded)
 	region_close(&loaded->placement);
 }
 
-static bool is_cancelled(const struct model_load *load)
+bool model_load_is_over(const struct model_load *load)
 {
-	return __atomic_load_n(load->cancelled, __ATOMIC_RELAXED);
+	return __atomic_load_n(load->cancelled, __ATOMIC_RELAXED) ||
+	       __atomic_load_n(&load->given_up, __ATOMIC_RELAXED);
 }
 
-static int verify_page(const struct verify_job *job, uint64_t i)
+static int count_bytes(struct loaded_model *loaded)
 {
-	const struct container_page *page = &job->pages[i];
-	const struct container_tensor *tensor;
-	const char *what = NULL, *name = "?";
-	uint64_t hash, at;
+	for (uint64_t id = 0; id < loaded->catalog.n_tensors; id++) {
+		const struct container_tensor *tensor;
+		int r = index_tensor(&loaded->catalog, id, &tensor);
 
-	if (!index_page_place(page, job->held->pages_from, job->held->stored_bytes, &at)) {
-		what = "lies outside its form";
-	} else {
-		hash = hash_64((const uint8_t *)job->segment->data + job->held->offset + at,
-			       page->stored_bytes);
-		if (hash != page->stored_hash ||
-		    (page->codec == CODEC_RAW && hash != page->decoded_hash))
-			what = "is damaged";
-	}
-	if (!what)
-		return 0;
-	if (!index_tensor(job->index, job->tensor, &tensor))
-		(void)index_tensor_name(job->index, tensor, &name);
-	return message_set(STORE_E_CORRUPT, "tensor '%s' page %llu %s (at %llu of its segment)",
-			   name, (unsigned long long)(job->first_page + i), what,
-			   (unsigned long long)page->offset);
-}
-
-static bool verify_run(struct pool_job *base, struct codec_context *codec)
-{
-	struct verify_job *job = (struct verify_job *)base;
-	struct verify_batch *batch = job->batch;
-	int r = 0;
-
-	for (uint64_t i = 0; i < job->n_pages && !r; i++)
-		r = verify_page(job, i);
-	memory_free(job);
-	pthread_mutex_lock(&batch->mutex);
-	if (r && !batch->result) {
-		batch->result = r;
-		(void)snprintf(batch->message, sizeof(batch->message), "%s", message_get());
-	}
-	if (--batch->n_left == 0)
-		pthread_cond_signal(&batch->finished);
-	pthread_mutex_unlock(&batch->mutex);
-	return false;
-}
-
-static int submit_tensor(struct model_load *load, struct verify_batch *batch, uint64_t id)
-{
-	const struct index *index = &load->loaded.catalog;
-	const struct held *held = &load->loaded.held[id];
-	const struct container_tensor *tensor;
-	struct index_shape shape;
-	int r = index_tensor(index, id, &tensor);
-
-	if (!r)
-		r = index_shape(tensor, &shape);
-	if (r)
-		return r;
-	load->loaded.decoded_bytes += tensor->n_bytes;
-	load->loaded.coded_bytes += held->raw ? 0 : tensor->n_bytes;
-	if (load->loaded.layout.owners[id] != id) /* verified with the one whose bytes it has */
-		return 0;
-	for (uint64_t first = 0; first < shape.n_pages; first += VERIFY_PAGES) {
-		struct verify_job *job = memory_zalloc(sizeof(*job));
-
-		if (!job)
-			return -ENOMEM;
-		*job = (struct verify_job){
-			.job.run = verify_run,
-			.batch = batch,
-			.index = index,
-			.tensor = id,
-			.first_page = first,
-			.n_pages = min_u64(VERIFY_PAGES, shape.n_pages - first),
-			.pages = held->pages + first,
-			.held = held,
-			.segment = &load->loaded.segments[held->segment].region,
-		};
-		pthread_mutex_lock(&batch->mutex);
-		batch->n_left++;
-		pthread_mutex_unlock(&batch->mutex);
-		pool_submit(load->verifiers, &job->job, POOL_AHEAD);
+		if (r)
+			return r;
+		loaded->decoded_bytes += tensor->n_bytes;
+		loaded->coded_bytes += loaded->held[id].raw ? 0 : tensor->n_bytes;
 	}
 	return 0;
-}
-
-static int verify_all(struct model_load *load)
-{
-	struct verify_batch batch = {.n_left = 1}; /* ours, until all are submitted */
-	int r = 0;
-
-	(void)pthread_mutex_init(&batch.mutex, NULL);
-	(void)pthread_cond_init(&batch.finished, NULL);
-	for (uint64_t id = 0; id < load->loaded.catalog.n_tensors && !r; id++)
-		r = submit_tensor(load, &batch, id);
-	pthread_mutex_lock(&batch.mutex);
-	batch.n_left--;
-	while (batch.n_left)
-		pthread_cond_wait(&batch.finished, &batch.mutex);
-	pthread_mutex_unlock(&batch.mutex);
-	if (!r && batch.result)
-		r = message_set(batch.result, "%s", batch.message);
-	(void)pthread_cond_destroy(&batch.finished);
-	(void)pthread_mutex_destroy(&batch.mutex);
-	return r;
-}
-
-static int read_form(struct model_load *load, const struct container *container, uint64_t id,
-		     struct region *region)
-{
-	const struct held *held = &load->loaded.held[id];
-	const struct container_tensor *tensor;
-	const struct container_form *form = NULL;
-	int r = index_tensor(&load->loaded.catalog, id, &tensor);
-
-	if (!r)
-		r = placement_form(&load->loaded.catalog, tensor, &form);
-	for (uint64_t at = 0; !r && at < held->stored_bytes; at += READ_BYTES) {
-		if (is_cancelled(load))
-			return message_set(-ECANCELED, "loading was given up");
-		r = container_read_segment(container, form->segment, form->offset + at,
-					   (uint8_t *)region->data + held->offset + at,
-					   min_u64(READ_BYTES, held->stored_bytes - at));
-	}
-	return r;
-}
-
-static int load_segment(struct model_load *load, const struct container *container, uint32_t id)
-{
-	const struct layout *layout = &load->loaded.layout;
-	const struct layout_segment *segment = &layout->segments[id];
-	struct region *region = &load->loaded.segments[id].region;
-	struct charge charge = {0};
-	int r;
-
-	r = budget_charge(load->budget, BUDGET_INFLIGHT, segment->n_bytes, &charge);
-	if (!r)
-		r = region_create("dcmem-segment", segment->n_bytes, load->config, region);
-	if (r) {
-		charge_release(&charge);
-		return r;
-	}
-	region->charge = charge;
-	if (load->config->huge_pages && region->n_bytes >= HUGEPAGE_BYTES &&
-	    !hugepage_populate(region->data, region->n_bytes))
-		load->loaded.n_small_pages++;
-	for (uint64_t i = 0; i < segment->count && !r; i++)
-		r = read_form(load, container, layout->order[segment->first + i], region);
-	return r;
 }
 
 /* Idle windows of other models give way, but their clients have to unmap them first. */
@@ -225,7 +73,7 @@ static bool wait_for_room(struct model_load *load, uint64_t need)
 
 	__atomic_store_n(&load->wanted, need, __ATOMIC_RELEASE);
 	for (unsigned try = 0; try < ROOM_TRIES; try++) {
-		if (budget_has_room(load->budget, need) || is_cancelled(load))
+		if (budget_has_room(load->budget, need) || model_load_is_over(load))
 			break;
 		(void)nanosleep(&pause, NULL);
 	}
@@ -382,46 +230,83 @@ static int load_regions(struct model_load *load, const struct container *contain
 	loaded->segments = memory_array(SHM_MAX_SEGMENTS, sizeof(*loaded->segments));
 	if (!loaded->segments)
 		return -ENOMEM;
-	for (uint32_t i = 0; i < loaded->layout.n_segments && !r; i++) {
-		loaded->segments[i] = (struct segment){.region = REGION_NONE, .generation = 1};
-		loaded->n_segments = i + 1;
-		r = load_segment(load, container, i);
-	}
+	r = count_bytes(loaded);
 	if (!r)
-		r = verify_all(load);
-	for (uint32_t i = 0; i < loaded->n_segments && !r; i++) {
-		r = region_seal_immutable(&loaded->segments[i].region);
-		if (!r)
-			placement_set_segment(&loaded->placement, i, 1);
-	}
+		r = load_fill(load, container);
+	for (uint32_t i = 0; i < loaded->n_segments && !r; i++)
+		placement_set_segment(&loaded->placement, i, 1);
 	for (uint64_t id = 0; !r && id < loaded->catalog.n_tensors; id++)
 		placement_write(&loaded->placement, id, &loaded->held[id]);
+	return r;
+}
+
+/* What is wrong with bytes that somebody is writing to meanwhile is that. */
+static int explain(const struct model_load *load, int result, int fd, const struct stat *before)
+{
+	struct stat now;
+
+	message_prefix(result, "%s", load->path);
+	if (result != STORE_E_CORRUPT || fstat(fd, &now) < 0 ||
+	    (now.st_size == before->st_size && now.st_mtim.tv_sec == before->st_mtim.tv_sec &&
+	     now.st_mtim.tv_nsec == before->st_mtim.tv_nsec))
+		return result;
+	return message_prefix(result, "the file was changed while it was loaded");
+}
+
+static int load_open(struct model_load *load, int fd, const struct stat *before)
+{
+	struct container container;
+	int r;
+
+	r = container_open_fd(&container, fd, load->path);
+	if (r) {
+		(void)close(fd);
+		return r;
+	}
+	r = load_regions(load, &container);
+	if (r) {
+		r = explain(load, r, fd, before);
+		container_close(&container);
+		return r;
+	}
+	container_share_index(&container, &load->loaded.catalog);
+	load->loaded.file = container;
+	load->loaded.file_is_open = true;
+	return 0;
+}
+
+static int load_path(struct model_load *load)
+{
+	/* O_NONBLOCK: opening a FIFO must not wait; it is refused later. */
+	int fd = open(load->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY), r;
+	enum page_cache cached;
+	struct stat before;
+
+	if (fd < 0 || fstat(fd, &before) < 0) {
+		r = message_set(-errno, "%s: %s", load->path, strerror(errno));
+		close_fd(fd);
+		return r;
+	}
+	cached = page_cache_has(fd, 0, (uint64_t)before.st_size);
+	/* Else the readahead of header and index brings what is read past the page cache anyhow. */
+	if (cached != PAGE_CACHE_ALL)
+		(void)posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM);
+	r = load_open(load, fd, &before);
+	if (!r && cached == PAGE_CACHE_NONE)
+		(void)posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+	if (!r)
+		(void)posix_fadvise(fd, 0, 0, POSIX_FADV_NORMAL);
 	return r;
 }
 
 static bool load_run(struct pool_job *base, struct codec_context *codec)
 {
 	struct model_load *load = (struct model_load *)base;
-	struct container container;
 	int r;
 
 	message_clear();
-	if (is_cancelled(load)) {
-		r = message_set(-ECANCELED, "loading was given up");
-	} else {
-		r = container_open(&container, load->path);
-		if (!r) {
-			r = load_regions(load, &container);
-			if (r) {
-				message_prefix(r, "%s", load->path);
-				container_close(&container);
-			} else {
-				container_share_index(&container, &load->loaded.catalog);
-				load->loaded.file = container;
-				load->loaded.file_is_open = true;
-			}
-		}
-	}
+	r = model_load_is_over(load) ? message_set(-ECANCELED, "loading was given up") :
+				       load_path(load);
 	load->result = r;
 	if (r) {
 		(void)snprintf(load->message, sizeof(load->message), "%s", message_get());

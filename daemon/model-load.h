@@ -32,20 +32,30 @@ struct loaded_model {
 	uint64_t n_small_pages; /* regions that wanted huge pages and got none */
 };
 
+/* How the bytes of segments came in. */
+struct load_reads {
+	uint64_t direct_bytes;	/* past the page cache */
+	uint64_t cached_bytes;	/* from it, or into it */
+	uint64_t dropped_bytes; /* through it, and gone from it again */
+};
+
 struct model_load {
 	struct pool_job job; /* the caller sets done() */
 	const char *path;    /* the caller's, until done() */
 	const struct store_config *config;
 	struct budget *budget;
 	struct pool *verifiers; /* another pool than the loader's */
-	const bool *cancelled;	/* atomic: give up early */
+	const bool *cancelled;	/* atomic: give up early, as all loads */
+	bool given_up;		/* atomic: this one */
 	uint64_t wanted;	/* atomic: room that is waited for; the store makes it if it can */
+	struct load_reads reads;
 	int result;
 	char message[512];
 	struct loaded_model loaded; /* result 0: charged as inflight; take it */
 };
 
 void model_load_init(struct model_load *load);
+bool model_load_is_over(const struct model_load *load); /* nobody wants it any more */
 void loaded_model_close(struct loaded_model *loaded);
 
 #endif

@@ -39,6 +39,7 @@ struct store_config {
 	uint32_t max_leases;	 /* of one client */
 	uint32_t max_user_leases; /* of all clients of one user; 0: any number */
 	bool huge_pages;
+	bool no_uring;		 /* files are read by threads alone */
 	enum store_numa numa;
 	uint32_t numa_node;	 /* for STORE_NUMA_BIND */
 	bool tune;		 /* change how tensors are held, as they are read */

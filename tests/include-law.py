@@ -25,7 +25,7 @@ GUARDED = {
     "jansson.h": ["lib/quant/json-file", "lib/quant/export", "lib/model/safetensors", "lib/model/source", "lib/model/pack",
                   "daemon/config", "daemon/stats", "daemon/admin", "tools/dcmem/",
                   "examples/lm/"],
-    "liburing.h": ["daemon/loop"],
+    "liburing.h": ["daemon/loop", "daemon/read-ring"],
     "numa.h": ["daemon/numa"],
     "numaif.h": ["daemon/numa"],
     "systemd/": ["daemon/"],
