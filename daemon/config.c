@@ -131,6 +131,7 @@ int config_set_io(struct config *config, const char *where, const char *text)
 	for (size_t i = 0; i < 3; i++) {
 		if (!strcmp(text, names[i])) {
 			config->io = (enum loop_io)i;
+			config->store.no_uring = config->io == LOOP_IO_EPOLL;
 			return 0;
 		}
 	}

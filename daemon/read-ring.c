@@ -44,6 +44,15 @@ int read_ring_new(uint32_t depth, struct read_ring **ret_ring)
 	return 0;
 }
 
+int read_ring_probe(void)
+{
+	struct read_ring *ring = NULL;
+	int r = read_ring_new(1, &ring);
+
+	read_ring_free(ring);
+	return r;
+}
+
 struct read_ring *read_ring_free(struct read_ring *ring)
 {
 	void *tag;

@@ -13,6 +13,8 @@ struct read_ring;
 
 /* depth: reads at a time. Negative errno where io_uring is missing or forbidden. */
 int read_ring_new(uint32_t depth, struct read_ring **ret_ring);
+/* 0 where that works, or its error. */
+int read_ring_probe(void);
 /* Waits for what is in flight. NULL is fine. Returns NULL. */
 struct read_ring *read_ring_free(struct read_ring *ring);
 uint32_t read_ring_n_started(const struct read_ring *ring);

@@ -107,6 +107,9 @@ json_t *stats_report(const struct server *server)
 	COUNT(refused_overdue);
 	COUNT(corrupt_pages);
 	COUNT(orphans_freed);
+	COUNT(loaded_direct_bytes);
+	COUNT(loaded_cached_bytes);
+	COUNT(loaded_dropped_bytes);
 	COUNT(n_numa_nodes);
 	COUNT(n_workers);
 #undef COUNT
@@ -138,6 +141,25 @@ static void stats_cpu(json_t *list)
 	stats_state(list, "CPU", "yes", details[cpu_path()]);
 }
 
+static void stats_loading(json_t *list, const struct store_stats *s)
+{
+	char text[200];
+
+	if (s->load_ring == 0)
+		snprintf(text, sizeof(text), "io_uring");
+	else if (s->load_ring > 0)
+		snprintf(text, sizeof(text), "by decode threads: chosen by --io");
+	else
+		snprintf(text, sizeof(text), "by decode threads: io_uring cannot be used here: %s",
+			 strerror(-s->load_ring));
+	snprintf(text + strlen(text), sizeof(text) - strlen(text),
+		 "; MiB read past the page cache %" PRIu64 ", from it %" PRIu64
+		 ", through it and dropped %" PRIu64,
+		 s->loaded_direct_bytes >> 20, s->loaded_cached_bytes >> 20,
+		 s->loaded_dropped_bytes >> 20);
+	stats_state(list, "loading", s->load_ring ? "no" : "yes", text);
+}
+
 json_t *stats_status(const struct server *server)
 {
 	struct store_stats s;
@@ -150,6 +172,7 @@ json_t *stats_status(const struct server *server)
 	json_object_set_new(o, "ok", json_true());
 	json_object_set_new(o, "status", list);
 	stats_state(list, "io_uring", uring ? "yes" : "no", server->loop->detail);
+	stats_loading(list, &s);
 	stats_state(list, "huge pages", s.huge_pages && s.collapse_works ? "yes" : "no",
 		    !s.huge_pages	 ? "off in the configuration"
 		    : s.collapse_works ? "MADV_COLLAPSE works on shared memory"

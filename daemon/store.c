@@ -18,6 +18,7 @@
 #include "hugepage.h"
 #include "numa.h"
 #include "placement.h"
+#include "read-ring.h"
 #include "store-impl.h"
 #include "tuner.h"
 
@@ -70,6 +71,7 @@ int store_new(const struct store_config *config, struct store **ret_store)
 		checked.huge_pages && (store->stats.collapse_works || hugepage_is_advised());
 	store->stats.exclusivity_works = exclusive_probe();
 	store->stats.seals_work = region_seals_work();
+	store->stats.load_ring = checked.no_uring ? 1 : read_ring_probe();
 	store->stats.n_numa_nodes = numa_n_nodes();
 	store->stats.n_workers = checked.n_workers;
 	store->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -191,6 +193,14 @@ static void load_done(struct pool_job *job)
 	int r = load->result;
 	char kept[sizeof(load->message)];
 
+	model->store->stats.loaded_direct_bytes += load->reads.direct_bytes;
+	model->store->stats.loaded_cached_bytes += load->reads.cached_bytes;
+	model->store->stats.loaded_dropped_bytes += load->reads.dropped_bytes;
+	if (!r && model_load_is_over(load)) {
+		r = message_set(-ECANCELED, "loading was given up");
+		message = message_get();
+		loaded_model_close(&load->loaded);
+	}
 	if (!r) {
 		r = model_publish(model);
 		if (r) {
@@ -272,8 +282,10 @@ int store_unload(struct store *store, const char *name)
 
 	if (!model)
 		return message_set(STORE_E_NOT_FOUND, "no model '%s'", name);
-	if (model->loading)
-		return message_set(STORE_E_INVALID, "model '%s' is still being loaded", name);
+	if (model->loading) {
+		__atomic_store_n(&model->load.given_up, true, __ATOMIC_RELAXED);
+		return 0;
+	}
 	model->retired = true;
 	tuner_remove_model(store->tuner, model);
 	placement_retire(&model->loaded.placement);

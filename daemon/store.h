@@ -61,7 +61,10 @@ uint64_t store_tick(struct store *store);
 typedef void (*store_done)(void *data, int result, const char *message);
 /* Opens and loads a container into sealed segments; name NULL: the file's name without .dcmem. */
 int store_load(struct store *store, const char *path, const char *name, store_done done, void *data);
-/* Retires: attached clients are told by the placement table; bytes stay charged until exclusive. */
+/*
+ * Retires: attached clients are told by the placement table; bytes stay charged until exclusive. Of a
+ * model that is still being loaded: who loads it gets -ECANCELED, soon.
+ */
 int store_unload(struct store *store, const char *name);
 
 int store_client_new(struct store *store, uid_t uid, pid_t pid, struct store_client **ret_client);
@@ -160,6 +163,8 @@ struct store_stats {
 	uint64_t decodes, decoded_total_bytes, window_hits, window_joins, window_misses, evictions,
 		prefetches, refused_budget, refused_overdue, corrupt_pages, orphans_freed;
 	bool huge_pages, collapse_works, exclusivity_works, seals_work;
+	int load_ring; /* 0: files are read by io_uring; 1: threads were chosen; negative errno: why not */
+	uint64_t loaded_direct_bytes, loaded_cached_bytes, loaded_dropped_bytes; /* load_reads */
 	uint32_t n_numa_nodes, n_workers;
 };
 void store_get_stats(const struct store *store, struct store_stats *ret_stats);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,14 +19,16 @@
 
 #define MAX_ROUNDS  16
 #define MAX_SAMPLES 500
+#define TOUCH_MORE  (256ULL << 20) /* beyond the size of the file */
 #define SHM_NAME    "/dev/shm/dcmem-bench-%ld"
 
 static const char help[] =
 	"Usage: dcmem bench load [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH] [--dir DIR]\n\n"
 	"Measures on a daemon of its own how long attaching to a resident model takes, with 11\n"
 	"tensors and with 100,011, and how fast a container is loaded, with a cold and a warm page\n"
-	"cache, beside `cat FILE > /dev/null` and `cat FILE > /dev/shm/x`. Without MODEL, a\n"
-	"container, it generates one. Wants an idle machine and a directory on a disk.\n\n"
+	"cache, beside `cat FILE > /dev/null` and `cat FILE > /dev/shm/x`. Free memory is touched\n"
+	"before each run. Without MODEL, a container, it generates one. Wants an idle machine and\n"
+	"a directory on a disk.\n\n"
 	"  --json FILE    also write one JSON document\n"
 	"  --quick        a small model and few rounds\n"
 	"  --dcmemd PATH  the daemon to start (default: beside this program, or in PATH)\n"
@@ -134,6 +137,30 @@ static int cat(const char *from, const char *to)
 	return pid > 0 && status == 0 ? 0 : message_set(-EIO, "cat %s > %s failed", from, to);
 }
 
+/*
+ * Has free memory be memory: hosts of virtual machines take back what is free for a few seconds, and
+ * bringing it again takes longer than what is measured, of small pages as of huge ones.
+ */
+static int touch_memory(uint64_t n_bytes)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		char *data = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+		if (data == MAP_FAILED)
+			_exit(1);
+		(void)madvise(data, n_bytes, MADV_HUGEPAGE);
+		for (uint64_t i = 0; i < n_bytes; i += 4096)
+			((volatile char *)data)[i] = 1;
+		_exit(0);
+	}
+	while (pid > 0 && waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+		;
+	return pid > 0 ? 0 : message_set(-errno, "fork: %s", strerror(errno));
+}
+
 enum load_kind { CAT_COLD, LOAD_COLD, CAT_SHM, LOAD_WARM, N_KINDS };
 static const struct {
 	const char *name, *text;
@@ -165,6 +192,9 @@ static int run_kind(const struct bench_setup *setup, const char *path, enum load
 		cached = bench_cache_bytes(path);
 		run->left_bytes = cached > run->left_bytes ? cached : run->left_bytes;
 	}
+	r = touch_memory(bench_file_bytes(path) + TOUCH_MORE);
+	if (r)
+		return r;
 	start = clock_now_ns();
 	if (kind == CAT_COLD)
 		r = cat(path, "/dev/null");
@@ -185,11 +215,21 @@ static int run_kind(const struct bench_setup *setup, const char *path, enum load
 	return kind == LOAD_COLD || kind == LOAD_WARM ? unload(setup, "m") : 0;
 }
 
+/* Of runs that followed each other, so that what changes over minutes changes both. */
+static double median_ratio(const double *values, const double *bases, unsigned n)
+{
+	double ratios[MAX_ROUNDS];
+
+	for (unsigned i = 0; i < n; i++)
+		ratios[i] = values[i] / bases[i];
+	return bench_stats_of(ratios, n).median;
+}
+
 static int measure_load(struct bench_setup *setup, const char *path, struct table *table)
 {
 	unsigned n_rounds = setup->quick ? 3 : 9;
 	struct load_run run = { 0 };
-	double medians[N_KINDS];
+	double to_cat[N_KINDS] = { 0 };
 	int r = 0;
 
 	progress_init(&setup->progress, "loading", !setup->quiet);
@@ -212,21 +252,21 @@ static int measure_load(struct bench_setup *setup, const char *path, struct tabl
 		struct bench_stats stats = bench_stats_of(run.gb_s[kind], n_rounds);
 		char median[32], range[64], ratio[32] = "";
 
-		medians[kind] = stats.median;
 		json_out_object(&setup->json, NULL);
 		json_out_string(&setup->json, "what", kinds[kind].name);
 		bench_setup_stats(&setup->json, "gb_s", &stats);
 		json_out_end(&setup->json, '}');
 		snprintf(median, sizeof(median), "%.2f GB/s", stats.median);
 		snprintf(range, sizeof(range), "%.2f to %.2f", stats.q1, stats.q3);
-		if (kind == LOAD_COLD || kind == LOAD_WARM)
-			snprintf(ratio, sizeof(ratio), "%.2f of cat",
-				 medians[kind] / medians[kind - 1]);
+		if (kind == LOAD_COLD || kind == LOAD_WARM) {
+			to_cat[kind] = median_ratio(run.gb_s[kind], run.gb_s[kind - 1], n_rounds);
+			snprintf(ratio, sizeof(ratio), "%.2f of cat", to_cat[kind]);
+		}
 		r = table_row(table, (const char *[]){ kinds[kind].text, median, range, ratio });
 	}
 	json_out_end(&setup->json, ']');
-	json_out_double(&setup->json, "cold_to_cat", medians[LOAD_COLD] / medians[CAT_COLD]);
-	json_out_double(&setup->json, "warm_to_cat_shm", medians[LOAD_WARM] / medians[CAT_SHM]);
+	json_out_double(&setup->json, "cold_to_cat", to_cat[LOAD_COLD]);
+	json_out_double(&setup->json, "warm_to_cat_shm", to_cat[LOAD_WARM]);
 	json_out_u64(&setup->json, "cached_after_drop_bytes", run.left_bytes);
 	json_out_u64(&setup->json, "cached_after_cold_load_bytes", run.after_bytes);
 	if (run.left_bytes)
