@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Filling the segments of a model. Owns the reads; refuses files that end early or cannot be read.
- * The loader's thread walks the segments in order: it makes huge pages, which costs a tenth of small
- * ones, then has the next pieces read into them. What is not in the page cache is read past it, by
+ * The loader's thread walks the segments in order: it has huge pages made, which costs a tenth of small
+ * ones, then has pieces read into them. What is not in the page cache is read past it, by
  * io_uring; what is, or where that cannot be done, is read by the decode threads. A segment is sealed
  * by whoever completes it. Whatever a read past the cache did not bring is read again the plain way,
  * whose error counts. Invariant: no memory is given up while a read or a job may touch it.
@@ -25,7 +25,8 @@
 #define PIECE_BYTES HUGEPAGE_BYTES
 #define DEPTH 16		      /* reads by io_uring at a time */
 #define OPEN_MOST 16		      /* segments, each of which may have a huge page too much */
-#define PREPARE_BYTES (8UL << 20)     /* that get huge pages by one call; untuned */
+#define OPEN_AHEAD 2		      /* of these, which get huge pages but are not read yet; untuned */
+#define STRETCH_BYTES (8UL << 20)     /* that get huge pages by one call; untuned */
 #define TAIL_LEAST (512UL << 10)      /* from which on a huge page is filled, then cut; untuned */
 
 bool fill_is_over(struct fill *fill)
@@ -200,19 +201,55 @@ static uint64_t value_of(struct fill *fill, const uint64_t *counter)
 	return value;
 }
 
-/* Every piece lies within one huge page, or will. */
-static void prepare(struct fill_segment *segment, uint64_t end)
+static bool prepare_run(struct pool_job *base, struct codec_context *codec)
+{
+	struct fill_stretch *stretch = (struct fill_stretch *)base;
+	struct fill *fill = stretch->segment->fill;
+	bool small = !fill_is_over(fill) &&
+		     !hugepage_collapse((uint8_t *)stretch->segment->region->data + stretch->offset,
+					stretch->n_bytes);
+
+	pthread_mutex_lock(&fill->mutex);
+	stretch->is_ready = true;
+	fill->load->loaded.n_small_pages += small;
+	pthread_mutex_unlock(&fill->mutex);
+	fill_job_done(fill);
+	return false;
+}
+
+/* Several threads do it, because zeroing is most of it, and for a host to bring memory takes longer. */
+static int prepare(struct fill *fill, struct fill_segment *segment)
 {
 	uint64_t whole = segment->region->n_bytes & ~(HUGEPAGE_BYTES - 1);
 
-	while (segment->huge && segment->prepared < min_u64(end, whole)) {
-		uint64_t n = min_u64(PREPARE_BYTES, whole - segment->prepared);
+	segment->stretches = memory_array(div_up(whole, STRETCH_BYTES), sizeof(*segment->stretches));
+	if (!segment->stretches)
+		return -ENOMEM;
+	for (uint64_t at = 0; at < whole; at += STRETCH_BYTES) {
+		struct fill_stretch *stretch = &segment->stretches[segment->n_stretches++];
 
-		segment->huge = hugepage_collapse((uint8_t *)segment->region->data +
-							  segment->prepared, n);
-		segment->prepared += n;
-		segment->fill->load->loaded.n_small_pages += !segment->huge;
+		*stretch = (struct fill_stretch){.job.run = prepare_run, .segment = segment,
+						 .offset = at,
+						 .n_bytes = min_u64(STRETCH_BYTES, whole - at)};
+		pthread_mutex_lock(&fill->mutex);
+		fill->n_jobs++;
+		pthread_mutex_unlock(&fill->mutex);
+		pool_submit(fill->load->verifiers, &stretch->job, POOL_AHEAD);
 	}
+	return 0;
+}
+
+/* Every piece lies within one huge page, so within one stretch, or behind them all. */
+static bool is_ready(struct fill *fill, const struct fill_piece *piece)
+{
+	const struct fill_segment *segment = piece->segment;
+	uint64_t i = piece->offset / STRETCH_BYTES;
+	bool ready;
+
+	pthread_mutex_lock(&fill->mutex);
+	ready = i >= segment->n_stretches || segment->stretches[i].is_ready;
+	pthread_mutex_unlock(&fill->mutex);
+	return ready;
 }
 
 static void start_job(struct fill *fill, struct fill_piece *piece)
@@ -233,6 +270,8 @@ static void start(struct fill *fill, struct fill_piece *piece)
 {
 	enum page_cache cached = page_cache_has(fill->fd, piece->file_offset, piece->n_bytes);
 
+	while (!is_ready(fill, piece))
+		wait_for_change(fill);
 	piece->direct = cached != PAGE_CACHE_ALL && fill->direct_fd >= 0;
 	piece->drop = cached == PAGE_CACHE_NONE;
 	if (!piece->direct || !fill->ring) {
@@ -275,7 +314,8 @@ static int cut(struct fill *fill, struct fill_segment *segment)
 }
 
 /* With room for the last huge page, if there is; the charge of those before may be given back soon. */
-static int charge(struct fill *fill, const struct layout_segment *layout, struct charge *ret_charge)
+static int charge(struct fill *fill, const struct layout_segment *layout, bool ahead,
+		  struct charge *ret_charge)
 {
 	uint64_t n_bytes = layout->n_bytes;
 	struct budget *budget = fill->load->budget;
@@ -288,13 +328,13 @@ static int charge(struct fill *fill, const struct layout_segment *layout, struct
 		uint64_t n_open = value_of(fill, &fill->n_open);
 
 		r = budget_charge(budget, BUDGET_INFLIGHT, n_bytes, ret_charge);
-		if (!r || !n_open || fill_is_over(fill))
+		if (!r || !n_open || ahead || fill_is_over(fill))
 			return r;
 		wait_for_change(fill);
 	}
 }
 
-static int open_segment(struct fill *fill, uint32_t id)
+static int open_segment(struct fill *fill, uint32_t id, bool ahead)
 {
 	struct loaded_model *loaded = &fill->load->loaded;
 	const struct store_config *config = fill->load->config;
@@ -304,7 +344,7 @@ static int open_segment(struct fill *fill, uint32_t id)
 
 	*segment = (struct fill_segment){.fill = fill, .layout = &loaded->layout.segments[id],
 					 .region = &loaded->segments[id].region};
-	r = charge(fill, segment->layout, &charged);
+	r = charge(fill, segment->layout, ahead, &charged);
 	if (!r)
 		r = region_create("dcmem-segment", charged.n_bytes, config, segment->region);
 	if (r) {
@@ -312,28 +352,37 @@ static int open_segment(struct fill *fill, uint32_t id)
 		return r;
 	}
 	segment->region->charge = charged;
-	segment->huge = config->huge_pages && charged.n_bytes >= HUGEPAGE_BYTES &&
-			!hugepage_advise(segment->region->data, charged.n_bytes);
 	pthread_mutex_lock(&fill->mutex);
 	fill->n_open++;
 	pthread_mutex_unlock(&fill->mutex);
-	return cut(fill, segment);
+	r = cut(fill, segment);
+	if (!r && config->huge_pages && charged.n_bytes >= HUGEPAGE_BYTES &&
+	    !hugepage_advise(segment->region->data, charged.n_bytes))
+		r = prepare(fill, segment);
+	return r;
 }
 
-static int fill_one(struct fill *fill, uint32_t id)
+/* Up to number i, which waits until others are done; and some after it, where there is room now. */
+static int open_up_to(struct fill *fill, uint32_t i)
 {
 	struct loaded_model *loaded = &fill->load->loaded;
-	struct fill_segment *segment = &fill->segments[id];
-	int r;
+	uint64_t end = min_u64(loaded->layout.n_segments, (uint64_t)i + 1 + OPEN_AHEAD);
+	int r = 0;
 
-	while (value_of(fill, &fill->n_open) >= OPEN_MOST && !fill_is_over(fill))
-		wait_for_change(fill);
-	loaded->segments[id] = (struct segment){.region = REGION_NONE, .generation = 1};
-	loaded->n_segments = id + 1;
-	r = open_segment(fill, id);
-	for (uint64_t i = 0; i < segment->n_pieces && !r && !fill_is_over(fill); i++) {
-		prepare(segment, segment->pieces[i].offset + segment->pieces[i].n_bytes);
-		start(fill, &segment->pieces[i]);
+	while (loaded->n_segments < end && !r && !fill_is_over(fill)) {
+		uint32_t id = loaded->n_segments;
+
+		if (value_of(fill, &fill->n_open) >= OPEN_MOST) {
+			if (id > i)
+				break;
+			wait_for_change(fill);
+			continue;
+		}
+		loaded->segments[id] = (struct segment){.region = REGION_NONE, .generation = 1};
+		r = open_segment(fill, id, id > i);
+		if (r == STORE_E_BUDGET && id > i)
+			return 0;
+		loaded->n_segments = id + 1;
 	}
 	return r;
 }
@@ -349,10 +398,16 @@ static int open_direct(int fd)
 static int fill_all(struct fill *fill)
 {
 	struct model_load *load = fill->load;
+	uint32_t n_segments = load->loaded.layout.n_segments;
 	int r = 0;
 
-	for (uint32_t i = 0; i < load->loaded.layout.n_segments && !r && !fill_is_over(fill); i++)
-		r = fill_one(fill, i);
+	for (uint32_t i = 0; i < n_segments && !r && !fill_is_over(fill); i++) {
+		const struct fill_segment *segment = &fill->segments[i];
+
+		r = open_up_to(fill, i);
+		for (uint64_t k = 0; k < segment->n_pieces && !r && !fill_is_over(fill); k++)
+			start(fill, &segment->pieces[k]);
+	}
 	pthread_mutex_lock(&fill->mutex);
 	if (r)
 		fill_fail(fill, r);
@@ -380,8 +435,10 @@ int load_fill(struct model_load *load, const struct container *container)
 		(void)read_ring_new(DEPTH, &fill.ring); /* without one, threads read */
 	r = fill_all(&fill);
 	fill.ring = read_ring_free(fill.ring);
-	for (uint32_t i = 0; i < n_segments; i++)
+	for (uint32_t i = 0; i < n_segments; i++) {
 		memory_free(fill.segments[i].pieces);
+		memory_free(fill.segments[i].stretches);
+	}
 	memory_free(fill.segments);
 	close_fd(fill.direct_fd);
 	(void)pthread_cond_destroy(&fill.changed);

@@ -23,12 +23,20 @@ struct fill_piece {
 	bool is_read;
 };
 
+/* A stretch of a segment that gets huge pages before anything is read into it. */
+struct fill_stretch {
+	struct pool_job job;
+	struct fill_segment *segment;
+	uint64_t offset, n_bytes;
+	bool is_ready; /* it has them, or will not get any */
+};
+
 struct fill_segment {
 	struct fill *fill;
 	const struct layout_segment *layout;
 	struct region *region;
-	uint64_t prepared; /* bytes that have huge pages, or will not get any */
-	bool huge;
+	struct fill_stretch *stretches; /* none: pages come as they are touched */
+	uint64_t n_stretches;
 	struct fill_piece *pieces; /* as they lie in it */
 	uint64_t n_pieces, n_read; /* all before are read */
 	uint64_t tensor, page;	   /* the next to verify; tensor: its place in layout.order */
@@ -44,7 +52,7 @@ struct fill {
 	pthread_mutex_t mutex;	/* of all that follows, and of segments and pieces */
 	pthread_cond_t changed; /* a job or a segment is done */
 	uint64_t n_open;	/* segments that are not sealed yet */
-	uint64_t n_jobs, n_reading; /* on the pool; n_reading of these read */
+	uint64_t n_jobs, n_reading; /* on the pool; n_reading of these read a file */
 	int result;		/* of the first that failed */
 	char message[512];
 };
