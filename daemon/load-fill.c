@@ -132,11 +132,13 @@ static void complete(struct fill_piece *piece, int result)
 	fill_settle(segment);
 }
 
-/* What the direct read did not bring comes the plain way. */
-static int finish_direct(struct fill_piece *piece, bool whole)
+/* What the direct read did not bring comes the plain way. result: bytes, or negative errno */
+static int finish_direct(struct fill_piece *piece, int result)
 {
-	if (whole)
+	if (result == (int)piece->n_bytes)
 		return 0;
+	if (result == -EINVAL || result == -EOPNOTSUPP)
+		__atomic_store_n(&piece->segment->fill->direct_refused, true, __ATOMIC_RELAXED);
 	piece->direct = false;
 	return read_plainly(piece);
 }
@@ -149,11 +151,10 @@ static bool read_job_run(struct pool_job *base, struct codec_context *codec)
 
 	if (!fill_is_over(fill)) {
 		if (piece->direct)
-			r = finish_direct(piece, io_read_at(fill->direct_fd, place_of(piece),
-							    piece->n_bytes,
-							    piece->file_offset) == 0);
-		else
-			r = read_plainly(piece);
+			r = io_read_at(fill->direct_fd, place_of(piece), piece->n_bytes,
+				       piece->file_offset);
+		r = piece->direct ? finish_direct(piece, r ? r : (int)piece->n_bytes) :
+				    read_plainly(piece);
 		complete(piece, r);
 	}
 	pthread_mutex_lock(&fill->mutex);
@@ -175,7 +176,7 @@ static void wait_for_change(struct fill *fill)
 			struct fill_piece *piece = tag;
 
 			if (!fill_is_over(fill))
-				complete(piece, finish_direct(piece, result == (int)piece->n_bytes));
+				complete(piece, finish_direct(piece, result));
 			return;
 		}
 		(void)message_set(r, "io_uring broke: %s", strerror(-r));
@@ -272,7 +273,8 @@ static void start(struct fill *fill, struct fill_piece *piece)
 
 	while (!is_ready(fill, piece))
 		wait_for_change(fill);
-	piece->direct = cached != PAGE_CACHE_ALL && fill->direct_fd >= 0;
+	piece->direct = cached != PAGE_CACHE_ALL && fill->direct_fd >= 0 &&
+			!__atomic_load_n(&fill->direct_refused, __ATOMIC_RELAXED);
 	piece->drop = cached == PAGE_CACHE_NONE;
 	if (!piece->direct || !fill->ring) {
 		start_job(fill, piece);

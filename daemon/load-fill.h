@@ -47,6 +47,7 @@ struct fill_segment {
 struct fill {
 	struct model_load *load;
 	int fd, direct_fd;	/* the latter -1: the file system cannot */
+	bool direct_refused;	/* atomic: by the file system, as soon as it was asked */
 	struct read_ring *ring; /* NULL: threads read */
 	struct fill_segment *segments;
 	pthread_mutex_t mutex;	/* of all that follows, and of segments and pieces */

@@ -46,7 +46,7 @@ static char names[N_TENSORS][8];
 /* --- faults --- */
 
 static struct {
-	bool no_direct, no_ring;    /* as on other file systems, and kernels */
+	bool no_direct, no_ring, no_cachestat; /* as on other file systems, and kernels */
 	enum page_cache cached;	    /* what is told; UNKNOWN: the truth */
 	int ring_result;	    /* of the ring's reads; 1: half of what was asked for; 0: no fault */
 	int ring_broken;	    /* what waiting for the ring gives */
@@ -68,6 +68,18 @@ enum page_cache __real_page_cache_has(int fd, uint64_t offset, uint64_t n_bytes)
 enum page_cache __wrap_page_cache_has(int fd, uint64_t offset, uint64_t n_bytes);
 int __real_open64(const char *name, int flags, ...);
 int __wrap_open64(const char *name, int flags, ...);
+
+long __real_syscall(long number, long a, long b, long c, long d, long e, long f);
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f);
+
+long __wrap_syscall(long number, long a, long b, long c, long d, long e, long f)
+{
+	if (number == 451 && faults.no_cachestat) {
+		errno = ENOSYS;
+		return -1;
+	}
+	return __real_syscall(number, a, b, c, d, e, f);
+}
 
 int __wrap_read_ring_new(uint32_t depth, struct read_ring **ret_ring)
 {
@@ -343,6 +355,38 @@ static void test_nothing_stays_cached(void **state)
 	(void)close(fd);
 }
 
+static void test_page_cache(void **state)
+{
+	uint64_t n_bytes = 3 * KIB * KIB;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char byte;
+
+	assert_true(fd >= 0);
+	for (unsigned old = 0; old < 2; old++) {
+		faults.no_cachestat = old;
+		assert_int_equal(fsync(fd), 0);
+		/* Somebody may drop caches of the whole machine just now. */
+		for (unsigned try = 0; try < 5; try++) {
+			for (uint64_t at = 0; at < n_bytes; at += 4096)
+				assert_int_equal(pread(fd, &byte, 1, (off_t)at), 1);
+			if (page_cache_has(fd, 0, n_bytes) == PAGE_CACHE_ALL)
+				break;
+		}
+		assert_int_equal(page_cache_has(fd, 0, n_bytes), PAGE_CACHE_ALL);
+		assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+		if (page_cache_has(fd, 0, n_bytes) != PAGE_CACHE_NONE) {
+			print_message("not tested: %s stays in the page cache\n", path);
+			break;
+		}
+		assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM), 0);
+		assert_int_equal(pread(fd, &byte, 1, (off_t)(n_bytes - 1)), 1);
+		assert_int_equal(page_cache_has(fd, 0, n_bytes), PAGE_CACHE_SOME);
+		assert_int_equal(page_cache_has(fd, 0, n_bytes - 64 * KIB), PAGE_CACHE_NONE);
+		assert_int_equal(page_cache_has(fd, n_bytes - 10, 5), PAGE_CACHE_ALL);
+	}
+	(void)close(fd);
+}
+
 /* Forbidden by seccomp, or an old kernel. */
 static void test_no_ring(void **state)
 {
@@ -369,6 +413,9 @@ static void test_short_reads(void **state)
 		faults.ring_result = results[i];
 		assert_int_equal(load(store).result, 0);
 		check_bytes(store);
+		if (!stats_of(store).load_ring)
+			assert_int_equal(stats_of(store).loaded_direct_bytes, 0);
+		assert_true(stats_of(store).loaded_dropped_bytes > 0);
 		store_free(store);
 	}
 }
@@ -513,6 +560,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(test_ways, reset),
 		cmocka_unit_test_setup(test_nothing_stays_cached, reset),
+		cmocka_unit_test_setup(test_page_cache, reset),
 		cmocka_unit_test_setup(test_no_ring, reset),
 		cmocka_unit_test_setup(test_short_reads, reset),
 		cmocka_unit_test_setup(test_broken_disk, reset),
