@@ -355,6 +355,37 @@ static void test_nothing_stays_cached(void **state)
 	(void)close(fd);
 }
 
+/* Of a file that others read a little of, what they read stays cached, and nothing more. */
+static void test_cached_in_part(void **state)
+{
+	uint64_t here = 300 * KIB, there = 2 * KIB * KIB;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	char byte;
+
+	assert_true(fd >= 0);
+	for (unsigned direct = 0; direct < 2; direct++) {
+		struct store *store = open_store(1 << 30, false, true);
+
+		assert_int_equal(fsync(fd), 0);
+		assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED), 0);
+		assert_int_equal(posix_fadvise(fd, 0, 0, POSIX_FADV_RANDOM), 0);
+		assert_int_equal(pread(fd, &byte, 1, (off_t)here), 1);
+		if (page_cache_has(fd, 0, 8 * KIB * KIB) != PAGE_CACHE_SOME) {
+			print_message("not tested: %s stays in the page cache\n", path);
+			store_free(store);
+			break;
+		}
+		faults.no_direct = !direct;
+		assert_int_equal(load(store).result, 0);
+		check_bytes(store);
+		assert_int_equal(page_cache_has(fd, here, 1), PAGE_CACHE_ALL);
+		/* Without direct reads, the piece around it comes through the cache, and stays. */
+		assert_int_equal(page_cache_has(fd, 2 * there, 2 * there), PAGE_CACHE_NONE);
+		store_free(store);
+	}
+	(void)close(fd);
+}
+
 static void test_page_cache(void **state)
 {
 	uint64_t n_bytes = 3 * KIB * KIB;
@@ -560,6 +591,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup(test_ways, reset),
 		cmocka_unit_test_setup(test_nothing_stays_cached, reset),
+		cmocka_unit_test_setup(test_cached_in_part, reset),
 		cmocka_unit_test_setup(test_page_cache, reset),
 		cmocka_unit_test_setup(test_no_ring, reset),
 		cmocka_unit_test_setup(test_short_reads, reset),
