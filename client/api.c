@@ -43,7 +43,8 @@ DCMEM_API int dcmem_open(const char *name, const struct dcmem_options *options,
 
 	message_clear();
 	if (!name || !ret_model || (options && options->size != sizeof(*options)) ||
-	    (options && options->flags & ~(DCMEM_OPEN_NO_RECONNECT | DCMEM_OPEN_LOCAL)))
+	    (options && options->flags &
+				~(DCMEM_OPEN_NO_RECONNECT | DCMEM_OPEN_LOCAL | DCMEM_OPEN_NO_KEEP)))
 		return message_set(DCMEM_E_INVALID, "no name, or options of another size or with unknown "
 						    "flags");
 	if (!name_is_file(name))

@@ -90,8 +90,9 @@ static void chunk_give_back(struct served *served, uint64_t session, uint64_t le
 {
 	struct wire_release release = {.lease = lease};
 
-	(void)transport_tell(&served->transport, session, WIRE_RELEASE, &release, sizeof(release),
-			     false);
+	if (!ring_tell(served, session, &(struct shm_ask){.type = SHM_ASK_RELEASE, .tag = lease}))
+		(void)transport_tell(&served->transport, session, WIRE_RELEASE, &release,
+				     sizeof(release), false);
 }
 
 void chunk_release(struct dcmem *model, struct client_lease *lease)
@@ -224,8 +225,8 @@ static int window_view(struct dcmem *model, const struct client_tensor *tensor,
 	return 0;
 }
 
-static void window_pages(const struct client_tensor *tensor, uint64_t row, uint64_t n_rows,
-			 struct wire_acquire *ret_pages)
+void window_pages(const struct client_tensor *tensor, uint64_t row, uint64_t n_rows,
+		  struct wire_acquire *ret_pages)
 {
 	uint64_t start = row * tensor->shape.row_bytes, n_bytes = n_rows * tensor->shape.row_bytes;
 	uint64_t page_bytes = tensor->record->page_bytes;
@@ -237,66 +238,25 @@ static void window_pages(const struct client_tensor *tensor, uint64_t row, uint6
 	};
 }
 
-int served_acquire_window(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
-			  uint64_t n_rows, struct dcmem_view *ret_view)
+/* Enters a granted lease as a view; `data` is the first of its rows. */
+static int window_hand_out(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+			   uint64_t n_rows, const struct client_lease *granted, const uint8_t *data,
+			   struct dcmem_view *ret_view)
 {
-	uint64_t number, session, id, first_page, began, start = row * tensor->shape.row_bytes;
-	struct client_lease granted, *lease;
-	const uint8_t *data = NULL;
-	struct wire_acquire asked;
-	bool kept;
-	int r = 0;
+	struct client_lease *lease, held = *granted;
+	uint64_t number;
+	int r;
 
-	window_pages(tensor, row, n_rows, &asked);
-	pthread_mutex_lock(&model->lock);
-	kept = kept_take(model, &asked, &granted, &data, &first_page);
-	pthread_mutex_unlock(&model->lock);
-	began = kept ? 0 : clock_now_ns();
-	if (kept)
-		data += start - first_page * tensor->record->page_bytes;
-	for (unsigned try = 0; try < ACQUIRE_TRIES && !kept; try++) {
-		struct transport_reply reply;
-		struct wire_acquire body = asked;
-
-		r = served_call(model, 0, WIRE_ACQUIRE, &body, sizeof(body), &reply, &session, &id);
-		if (r == -EAGAIN && clock_now_ns() - began < ROOM_NS) {
-			segment_obey(model);
-			chunk_obey(model);
-			try--;
-			continue;
-		}
-		if (r == -EAGAIN)
-			r = message_set(DCMEM_E_BUDGET, "no room for a window after %llu s",
-					(unsigned long long)(ROOM_NS / NS_PER_S));
-		if (r != 0)
-			return r;
-		r = window_view(model, tensor, &body, &reply.message.acquire_reply, session, &granted,
-				&data);
-		if (r == 0)
-			kept_add(model, &asked, &reply.message.acquire_reply, data, &granted);
-		if (r == 0)
-			data += start - reply.message.acquire_reply.first_page *
-						tensor->record->page_bytes;
-		/* The daemon was restarted, or the chunk retired before it was mapped. */
-		if (r != -ESTALE && r != DCMEM_E_NOT_FOUND)
-			break;
-	}
-	if (!kept)
-		kept_waited(model->served, clock_now_ns() - began);
-	if (r == -ESTALE)
-		return message_set(DCMEM_E_DISCONNECTED, "the daemon went away again and again");
-	if (r != 0)
-		return r;
 	pthread_mutex_lock(&model->lock);
 	r = lease_new(model, &number, &lease);
 	if (r == 0) {
-		granted.generation = lease->generation;
-		granted.used = true;
-		*lease = granted;
+		held.generation = lease->generation;
+		held.used = true;
+		*lease = held;
 	}
 	pthread_mutex_unlock(&model->lock);
 	if (r != 0) {
-		chunk_release(model, &granted);
+		chunk_release(model, &held);
 		return r;
 	}
 	*ret_view = (struct dcmem_view){.data = data,
@@ -310,6 +270,100 @@ int served_acquire_window(struct dcmem *model, const struct client_tensor *tenso
 	return 0;
 }
 
+int window_take_kept(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		     uint64_t n_rows, const struct wire_acquire *asked,
+		     struct dcmem_view *ret_view, bool *ret_taken)
+{
+	struct client_lease granted;
+	const uint8_t *data = NULL;
+	uint64_t first_page = 0;
+	bool kept;
+
+	pthread_mutex_lock(&model->lock);
+	kept = kept_take(model, asked, &granted, &data, &first_page);
+	pthread_mutex_unlock(&model->lock);
+	*ret_taken = kept;
+	if (!kept)
+		return 0;
+	data += row * tensor->shape.row_bytes - first_page * tensor->record->page_bytes;
+	return window_hand_out(model, tensor, row, n_rows, &granted, data, ret_view);
+}
+
+int window_take(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		uint64_t n_rows, const struct wire_acquire *asked,
+		const struct wire_acquire_reply *got, uint64_t session,
+		struct dcmem_view *ret_view)
+{
+	struct client_lease granted;
+	const uint8_t *data = NULL;
+	int r;
+
+	r = window_view(model, tensor, asked, got, session, &granted, &data);
+	if (r != 0)
+		return r;
+	if (!(model->flags & DCMEM_OPEN_NO_KEEP))
+		kept_add(model, asked, got, data, &granted);
+	data += row * tensor->shape.row_bytes - got->first_page * tensor->record->page_bytes;
+	return window_hand_out(model, tensor, row, n_rows, &granted, data, ret_view);
+}
+
+/* Through the ring, or where that cannot be over the socket, which also connects again. */
+static int window_ask(struct dcmem *model, const struct wire_acquire *asked,
+		      struct wire_acquire_reply *ret_got, uint64_t *ret_session)
+{
+	struct wire_acquire body = *asked;
+	struct transport_reply reply;
+	uint64_t id;
+	int r = ring_call(model, asked, ret_got, ret_session);
+
+	if (r != -ENOTCONN)
+		return r;
+	r = served_call(model, 0, WIRE_ACQUIRE, &body, sizeof(body), &reply, ret_session, &id);
+	if (r == 0)
+		*ret_got = reply.message.acquire_reply;
+	return r;
+}
+
+int served_acquire_window(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+			  uint64_t n_rows, struct dcmem_view *ret_view)
+{
+	struct wire_acquire asked;
+	uint64_t began;
+	bool kept;
+	int r;
+
+	window_pages(tensor, row, n_rows, &asked);
+	r = window_take_kept(model, tensor, row, n_rows, &asked, ret_view, &kept);
+	if (kept)
+		return r;
+	began = clock_now_ns();
+	for (unsigned try = 0; try < ACQUIRE_TRIES;) {
+		struct wire_acquire_reply got;
+		uint64_t session;
+
+		r = window_ask(model, &asked, &got, &session);
+		if (r == -EAGAIN && clock_now_ns() - began < ROOM_NS) {
+			segment_obey(model);
+			chunk_obey(model);
+			continue;
+		}
+		if (r == -EAGAIN)
+			r = message_set(DCMEM_E_BUDGET, "no room for a window after %llu s",
+					(unsigned long long)(ROOM_NS / NS_PER_S));
+		if (r != 0)
+			return r;
+		r = window_take(model, tensor, row, n_rows, &asked, &got, session, ret_view);
+		/* The daemon was restarted, or the chunk retired before it was mapped. */
+		if (r != -ESTALE && r != DCMEM_E_NOT_FOUND)
+			break;
+		try++;
+	}
+	kept_waited(model->served, clock_now_ns() - began);
+	if (r == -ESTALE)
+		return message_set(DCMEM_E_DISCONNECTED, "the daemon went away again and again");
+	return r;
+}
+
 int served_prefetch(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
 		    uint64_t n_rows)
 {
@@ -320,6 +374,13 @@ int served_prefetch(struct dcmem *model, const struct client_tensor *tensor, uin
 
 	window_pages(tensor, row, n_rows, &body);
 	body.model = __atomic_load_n(&served->model, __ATOMIC_RELAXED);
+	if (ring_tell(served, session,
+		      &(struct shm_ask){.type = SHM_ASK_PREFETCH,
+					.model = body.model,
+					.tensor = body.tensor,
+					.first_page = body.first_page,
+					.n_pages = body.n_pages}))
+		return 0;
 	(void)transport_tell(&served->transport, session, WIRE_PREFETCH, &body, sizeof(body), true);
 	return 0;
 }

@@ -172,6 +172,7 @@ static int served_attach(struct dcmem *model)
 	placement->next = served->placement;
 	__atomic_store_n(&served->placement, placement, __ATOMIC_RELEASE);
 	kept_open(model);
+	ring_open(model);
 	return 0;
 }
 
@@ -264,7 +265,13 @@ int served_open(struct dcmem *model, const char *name, const struct transport_op
 
 void served_forget(struct dcmem *model)
 {
-	model->served->transport.fd = close_fd(model->served->transport.fd);
+	struct served *served = model->served;
+
+	served->transport.fd = close_fd(served->transport.fd);
+	for (struct served_ring *ring = served->ring; ring; ring = ring->next) {
+		ring->bell_fd = close_fd(ring->bell_fd);
+		ring->note_fd = close_fd(ring->note_fd);
+	}
 }
 
 void served_close(struct dcmem *model)
@@ -276,6 +283,7 @@ void served_close(struct dcmem *model)
 		return;
 	chunk_free_all(served);
 	kept_close(served);
+	ring_close(served);
 	segment_free_all(served);
 	while ((p = served->placement)) {
 		served->placement = p->next;

@@ -75,6 +75,33 @@ struct served_share {
 	uint32_t *buckets; /* slot + 1 */
 };
 
+/* One ACQUIRE on its way through the ring; its place there is its number. */
+struct served_slot {
+	enum { SLOT_FREE, SLOT_ASKED, SLOT_DROPPED, SLOT_ANSWERED } state;
+	uint32_t next;	/* free ones: slot + 1 */
+	uint64_t turn;	/* high part of the tag: an answer to an earlier ask is noticed */
+	struct shm_answer answer;
+};
+
+/* The ring of one connection. Under its lock, but for the words in shared memory. */
+struct served_ring {
+	struct served_ring *next; /* older ones stay: somebody may wait in one */
+	uint64_t session, model;
+	pthread_mutex_t lock;
+	struct served_map map;
+	struct fork_hole hole;
+	struct shm_ring_header *header;
+	struct shm_ask *asks;
+	const struct shm_answer *answers;
+	uint32_t n; /* entries and slots */
+	int bell_fd, note_fd;
+	bool may_spin; /* more than one CPU is ours */
+	bool broken;   /* what came back made no sense */
+	uint32_t asked, answered; /* ours; the latter is also read without the lock */
+	uint32_t free_slot;	  /* slot + 1, 0 none */
+	struct served_slot *slots;
+};
+
 struct served {
 	struct transport transport;
 	char name[WIRE_MAX_NAME + 1];
@@ -90,6 +117,7 @@ struct served {
 	struct served_segment **slots; /* SHM_MAX_SEGMENTS: the newest of each, or NULL */
 	struct served_chunk *chunks;
 	struct served_share *share; /* also read without it, by kept_count() */
+	struct served_ring *ring; /* atomic, stored under transport->lock */
 	uint64_t checked_ns; /* the connection, by kept_take() */
 	uint64_t seen_session;
 	uint32_t seen_epoch, seen_segment_epoch;
@@ -139,6 +167,45 @@ void kept_open(struct dcmem *model);
 void kept_close(struct served *served);
 /* Time spent waiting for the daemon. */
 void kept_waited(const struct served *served, uint64_t ns);
+
+/* ring.c */
+/* Asks for the ring of a new connection, with transport->lock held; without it the socket serves. */
+void ring_open(struct dcmem *model);
+void ring_close(struct served *served);
+/* The ring of the present connection, or NULL. */
+struct served_ring *ring_now(const struct served *served);
+/* 0: *ret_slot is on its way. -EBUSY: the ring is full. -ENOTCONN: it serves no more. */
+int ring_submit(struct served_ring *ring, const struct wire_acquire *asked, uint32_t *ret_slot);
+/*
+ * The answer: 0 or the daemon's result, with its sentence, and the slot is free again. -EINPROGRESS:
+ * not yet. -ENOTCONN: never.
+ */
+int ring_take(struct dcmem *model, struct served_ring *ring, uint32_t slot,
+	      struct wire_acquire_reply *ret_reply);
+/* Until an answer came that nobody looked at, or the time has passed. False: the daemon is gone. */
+bool ring_wait(struct dcmem *model, struct served_ring *ring, uint64_t deadline_ns);
+/* Nobody waits for it any more: what it gives is given back. */
+void ring_drop(struct served_ring *ring, uint32_t slot);
+/* A whole round trip. -ENOTCONN: ask over the socket. */
+int ring_call(struct dcmem *model, const struct wire_acquire *asked,
+	      struct wire_acquire_reply *ret_reply, uint64_t *ret_session);
+/* RELEASE or PREFETCH; false: it did not fit, say it over the socket. */
+bool ring_tell(struct served *served, uint64_t session, const struct shm_ask *ask);
+/* Lets a descriptor become readable with the next answer. */
+void ring_want_note(struct served_ring *ring);
+
+/* chunk.c: of a window that was asked for by the ring */
+/* -ESTALE, DCMEM_E_NOT_FOUND: it was retired meanwhile, ask again. */
+int window_take(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		uint64_t n_rows, const struct wire_acquire *asked,
+		const struct wire_acquire_reply *got, uint64_t session,
+		struct dcmem_view *ret_view);
+/* Takes up a kept lease, if there is one. */
+int window_take_kept(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		     uint64_t n_rows, const struct wire_acquire *asked,
+		     struct dcmem_view *ret_view, bool *ret_taken);
+void window_pages(const struct client_tensor *tensor, uint64_t row, uint64_t n_rows,
+		  struct wire_acquire *ret_pages);
 
 /* chunk.c: unmaps chunks that were retired or belong to lost connections, and says so. */
 void chunk_obey(struct dcmem *model);

@@ -20,7 +20,7 @@
 #include "base/clock.h"
 #include "base/message.h"
 
-#define FEATURES (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN)
+#define FEATURES (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN | WIRE_FEATURE_RING)
 
 #define TIMEOUT_DEFAULT_MS 30000
 #define SYSTEM_SOCKET "/run/dcmem/socket"

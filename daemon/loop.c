@@ -159,11 +159,20 @@ static void loop_expire_timers(struct loop *loop)
 	}
 }
 
+void loop_set_poller(struct loop *loop, bool (*poller)(void *data), void *data)
+{
+	loop->poller = poller;
+	loop->poller_data = data;
+}
+
 int loop_turn(struct loop *loop, uint64_t timeout_ns)
 {
-	uint64_t now = clock_now_ns();
+	uint64_t now;
 	int r;
 
+	if (loop->poller && loop->poller(loop->poller_data))
+		timeout_ns = 0;
+	now = clock_now_ns();
 	for (struct loop_op *op = loop->timers; op; op = op->next) {
 		uint64_t left = op->deadline_ns > now ? op->deadline_ns - now : 0;
 

@@ -54,6 +54,8 @@ struct loop {
 	void *backend;
 	struct loop_op *timers; /* active ones, unordered: there are few */
 	uint64_t n_completions;
+	bool (*poller)(void *data); /* NULL: none */
+	void *poller_data;
 	bool stopping;
 	char detail[160]; /* how the back end was chosen */
 };
@@ -78,6 +80,8 @@ void loop_cancel(struct loop *loop, struct loop_op *op);
 /* Closes a descriptor that operations used; none may be active on it. */
 int loop_close(struct loop *loop, int fd);
 
+/* Called before each wait; while it says true, the loop looks for completions without waiting. */
+void loop_set_poller(struct loop *loop, bool (*poller)(void *data), void *data);
 /* Until loop_stop(); negative errno when the back end broke. */
 int loop_run(struct loop *loop);
 /* One wait of at most timeout_ns. */

@@ -260,6 +260,8 @@ int server_init(struct server *server, const struct config *config)
 	if (!r)
 		r = loop_new(config->io, &server->loop);
 	if (!r)
+		rings_init(&server->rings, server->loop);
+	if (!r)
 		r = store_new(&config->store, &server->store);
 	if (!r)
 		r = loop_poll(server->loop, &server->store_event, store_event_fd(server->store),

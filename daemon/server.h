@@ -6,6 +6,7 @@
 #include "daemon/config.h"
 #include "daemon/listener.h"
 #include "daemon/log.h"
+#include "daemon/ring.h"
 
 #define SERVER_PATIENCE_NS 1000000000ULL /* for a HELLO; untuned */
 
@@ -25,6 +26,7 @@ struct server {
 	struct store *store;
 	const struct config *config;
 	struct listener control, text;
+	struct rings rings;
 	struct loop_op store_event, tick, watchdog, signals;
 	int signal_fd;
 	uint64_t instance, started_ns, watchdog_ns;

@@ -44,6 +44,7 @@ struct session {
 	struct peer peer;
 	int fd;
 	struct store_client *client;
+	struct ring *ring; /* NULL: none was asked for */
 	struct loop_op recv, send, handshake, reap;
 	bool ready, ending, reaping;
 	uint64_t n_attached;
@@ -80,8 +81,9 @@ static void session_try_free(struct session *session)
 	struct session_wait *wait, *next;
 
 	if (!session->reaping || session->recv.active || session->send.active ||
-	    session->handshake.active)
+	    session->handshake.active || !ring_is_idle(session->ring))
 		return;
+	session->ring = ring_free(session->ring);
 	while (session->replies) {
 		struct session_reply *reply = session->replies;
 
@@ -109,6 +111,7 @@ static void session_reap(struct loop_op *op, int result)
 	struct session_wait *wait;
 
 	session->reaping = true;
+	ring_stop(session->ring);
 	session->client = store_client_free(session->client, session->n_attached == 0);
 	/* The store forgets acquisitions of a freed client; loads are told to forget us. */
 	for (wait = session->waits; wait; wait = wait->next) {
@@ -123,6 +126,7 @@ void session_end(struct session *session)
 	if (session->ending)
 		return;
 	session->ending = true;
+	ring_stop(session->ring);
 	loop_cancel(session->server->loop, &session->recv);
 	loop_cancel(session->server->loop, &session->send);
 	loop_cancel(session->server->loop, &session->handshake);
@@ -282,7 +286,8 @@ static void session_hello(struct session *session, const struct wire_message *re
 {
 	struct wire_hello hello = {.protocol = WIRE_PROTOCOL,
 				   .features = request->hello.features &
-					       (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN),
+					       (WIRE_FEATURE_SHARE | WIRE_FEATURE_AGAIN |
+						WIRE_FEATURE_RING),
 				   .instance = session->server->instance};
 	char text[80];
 
@@ -351,6 +356,53 @@ static void session_share(struct session *session, const struct wire_message *re
 	r = store_share(session->client, &fd, &reply.n_bytes, &reply.id);
 	if (r)
 		session_refuse(session, WIRE_SHARE, request->header.tag, r, message_get());
+	else
+		session_answer(session, request, &reply, sizeof(reply), &fd, 1);
+}
+
+static void session_ring_failed(void *data, const char *why)
+{
+	session_fail(data, why);
+}
+
+static void session_ring_ended(void *data)
+{
+	session_try_free(data);
+}
+
+static void session_ring(struct session *session, const struct wire_message *request)
+{
+	const struct ring_owner owner = {session, session_ring_failed, session_ring_ended};
+	struct wire_segment_reply reply = {0};
+	struct ring_gift gift;
+	int r;
+
+	if (session->ring)
+		r = message_set(STORE_E_INVALID, "there is a ring already");
+	else
+		r = ring_new(&session->server->rings, session->client, &owner, &session->ring,
+			     &gift);
+	if (r) {
+		session_refuse(session, WIRE_RING, request->header.tag, r, message_get());
+		return;
+	}
+	reply.id = gift.n_entries;
+	reply.n_bytes = gift.n_bytes;
+	session_answer(session, request, &reply, sizeof(reply),
+		       (int[]){gift.memory_fd, gift.bell_fd}, 2);
+}
+
+static void session_notes(struct session *session, const struct wire_message *request)
+{
+	struct wire_segment_reply reply = {0};
+	int fd = -1, r;
+
+	if (session->ring)
+		r = ring_notes(session->ring, &fd);
+	else
+		r = message_set(STORE_E_INVALID, "notes need a ring");
+	if (r)
+		session_refuse(session, WIRE_NOTES, request->header.tag, r, message_get());
 	else
 		session_answer(session, request, &reply, sizeof(reply), &fd, 1);
 }
@@ -516,6 +568,12 @@ static void session_handle(struct session *session, const struct wire_message *r
 		break;
 	case WIRE_SHARE:
 		session_share(session, request);
+		break;
+	case WIRE_RING:
+		session_ring(session, request);
+		break;
+	case WIRE_NOTES:
+		session_notes(session, request);
 		break;
 	case WIRE_ACQUIRE:
 		session_acquire(session, request);

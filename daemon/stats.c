@@ -81,6 +81,10 @@ json_t *stats_report(const struct server *server)
 	stats_count(o, "packets", server->n_packets);
 	stats_count(o, "protocol_errors", server->n_protocol_errors);
 	stats_count(o, "text_requests", server->n_text_requests);
+	stats_count(o, "rings", server->rings.n_rings);
+	stats_count(o, "ring_requests", server->rings.n_asks);
+	stats_count(o, "ring_bells", server->rings.n_bells);
+	stats_count(o, "ring_wakes", server->rings.n_wakes);
 #define COUNT(field) stats_count(o, #field, s.field)
 	COUNT(budget_bytes);
 	COUNT(compressed_bytes);

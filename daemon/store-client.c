@@ -204,6 +204,31 @@ int store_detach(struct store_client *client, uint64_t model)
 	return 0;
 }
 
+int store_shared_region(struct store_client *client, const char *what, uint64_t n_bytes,
+			struct region *ret_region)
+{
+	struct region region = REGION_NONE;
+	struct charge charge;
+	int r;
+
+	r = budget_charge(&client->store->budget, BUDGET_INDEX, n_bytes, &charge);
+	if (r)
+		return r;
+	r = region_create(what, n_bytes, NULL, &region);
+	if (r) {
+		charge_release(&charge);
+		return r;
+	}
+	region.charge = charge;
+	r = region_seal_shared(&region);
+	if (r) {
+		region_close(&region);
+		return r;
+	}
+	*ret_region = region;
+	return 0;
+}
+
 int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, uint32_t *ret_leases)
 {
 	struct store *store = client->store;
@@ -215,21 +240,11 @@ int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, u
 	uint64_t n_bytes = counters_offset + n_counters * sizeof(uint64_t);
 	struct region region = REGION_NONE;
 	struct shm_leases_header *header;
-	struct charge charge;
 	int r;
 
 	if (client->words)
 		return message_set(STORE_E_INVALID, "the words are shared already");
-	r = budget_charge(&store->budget, BUDGET_INDEX, n_bytes, &charge);
-	if (r)
-		return r;
-	r = region_create("dcmem-leases", n_bytes, NULL, &region);
-	if (r) {
-		charge_release(&charge);
-		return r;
-	}
-	region.charge = charge;
-	r = region_seal_shared(&region);
+	r = store_shared_region(client, "dcmem-leases", n_bytes, &region);
 	if (!r)
 		r = region_reopen_writable(&region, ret_fd);
 	if (r) {

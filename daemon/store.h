@@ -93,6 +93,10 @@ int store_file_fd(struct store_client *client, uint64_t model, uint32_t file, in
  * for reading and writing: the caller closes it after sending.
  */
 int store_share(struct store_client *client, int *ret_fd, uint64_t *ret_bytes, uint32_t *ret_leases);
+struct region;
+/* Memory that this client may write too, sealed in size, in the budget; region_close() it. */
+int store_shared_region(struct store_client *client, const char *what, uint64_t n_bytes,
+			struct region *ret_region);
 /* Its acquires may fail with -EAGAIN: it shall unmap what was retired, and ask again. */
 void store_client_ask_again(struct store_client *client, bool may);
 int store_chunk_ack(struct store_client *client, uint64_t model, uint32_t chunk);

@@ -124,6 +124,8 @@ struct dcmem_options {
 };
 #define DCMEM_OPEN_NO_RECONNECT (1U << 0)
 #define DCMEM_OPEN_LOCAL (1U << 1) /* dcmem_acquire() decodes into private memory, never a window */
+/* Keeps no window that it gave back: each dcmem_acquire() asks the daemon. For programs that read once. */
+#define DCMEM_OPEN_NO_KEEP (1U << 2)
 
 struct dcmem;
 struct dcmem_conn;

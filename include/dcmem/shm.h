@@ -5,8 +5,9 @@
  *   immutable       segments and the index (container.h); sealed SHRINK GROW WRITE SEAL
  *   daemon-written  the placement table (here) and arena chunks (plain bytes);
  *                   sealed FUTURE_WRITE SHRINK GROW SEAL once the daemon has mapped them
- *   shared words    one table a client (here), written by both; sealed SHRINK GROW SEAL. The
- *                   daemon believes nothing in it: a client that scribbles deceives itself
+ *   shared words    a table of leases and a ring of requests a client (here), written by both;
+ *                   sealed SHRINK GROW SEAL. The daemon believes nothing in them: a client that
+ *                   scribbles deceives itself
  *
  * A client gets an O_RDONLY reopen of its own of every object but the last, and maps it read-only.
  *
@@ -106,6 +107,69 @@ struct shm_leases_header {
 #define SHM_LEASE_WANTED 2ULL
 #define SHM_LEASE_USE 4ULL /* added by each taking up */
 
+/*
+ * Ring of a client: this header, n_entries asks that the client writes, n_entries answers that the
+ * daemon writes. Indices count for ever; entry i lies at i modulo n_entries. A client has at most
+ * n_entries ACQUIREs without an answer that it has read: more would overwrite its own answers.
+ *
+ *   client: asks          entry, then `asked`; rings the bell (8 bytes to the eventfd) if `daemon_sleeps`
+ *   daemon: takes         copies entries, then `taken`
+ *   daemon: answers       entry, then `answered`; wakes the futex `answered` if `sleepers` is not 0;
+ *                         sends a byte to the socket of NOTES if `wants_note`, which it clears
+ *   either: falls asleep  says so, and looks once more before it sleeps
+ *
+ * While few enough clients are at work, `may_spin` tells them that the daemon spins too.
+ */
+#define SHM_RING_MAGIC 0x474e49524d4344ULL /* "DCMRING" */
+struct shm_ring_header {
+	uint64_t magic;
+	uint32_t version; /* 1 */
+	uint32_t n_entries; /* a power of 2 */
+	uint64_t asks_offset; /* from the start of the ring, 64-byte aligned */
+	uint64_t answers_offset;
+	uint8_t reserved_0[32];
+	/* the client's */
+	uint32_t asked;
+	uint32_t sleepers; /* threads */
+	uint32_t wants_note;
+	uint8_t reserved_1[52];
+	/* the daemon's */
+	uint32_t taken;
+	uint32_t answered;
+	uint32_t daemon_sleeps;
+	uint32_t may_spin;
+	uint8_t reserved_2[48];
+};
+
+enum shm_ask_type {
+	SHM_ASK_ACQUIRE = 1,
+	SHM_ASK_RELEASE = 2,  /* no answer; tag is the lease */
+	SHM_ASK_PREFETCH = 3, /* no answer */
+};
+
+struct shm_ask {
+	uint32_t type;
+	uint32_t reserved;
+	uint64_t tag; /* ACQUIRE: comes back with the answer; PREFETCH: 0 */
+	uint64_t model, tensor, first_page, n_pages; /* RELEASE: 0 */
+	uint64_t reserved_2[2];
+};
+
+struct shm_answer {
+	uint64_t tag;
+	uint32_t status; /* as in struct wire_header */
+	uint32_t chunk;
+	union {
+		struct {
+			uint64_t lease, offset, n_bytes, first_page, n_pages; /* as wire_acquire_reply */
+		};
+		char text[112]; /* status not 0: a sentence, ended by a NUL, cut if long */
+	};
+};
+
+_Static_assert(sizeof(struct shm_ring_header) == 192, "ABI");
+_Static_assert(sizeof(struct shm_ask) == 64, "ABI");
+_Static_assert(sizeof(struct shm_answer) == 128, "ABI");
 _Static_assert(sizeof(struct shm_leases_header) == 64, "ABI");
 _Static_assert(sizeof(struct shm_placement_header) == 64, "ABI");
 _Static_assert(sizeof(struct shm_placement) == 64, "ABI");

@@ -21,6 +21,11 @@
  *                                    <----   FILE   {file, n_bytes} + fd of a sealed memfd: the blob
  *     SHARE  {}                      ---->   (once, where HELLO's features have WIRE_FEATURE_SHARE)
  *                                    <----   SHARE  {n_leases, n_bytes} + fd: struct shm_leases_header
+ *     RING   {}                      ---->   (once, with WIRE_FEATURE_RING)
+ *                                    <----   RING   {n_entries, n_bytes} + fd: struct shm_ring_header,
+ *                                            + an eventfd: the daemon's bell
+ *     NOTES  {}                      ---->   (once, after RING)
+ *                                    <----   NOTES  {} + fd: readable when answers came (shm.h)
  *     JSON   {text}                  ---->
  *                                    <----   JSON   {text}, or + a sealed memfd holding it
  *
@@ -52,6 +57,8 @@ enum wire_type {
 	WIRE_JSON = 10,
 	WIRE_FILE = 11,
 	WIRE_SHARE = 12,
+	WIRE_RING = 13,
+	WIRE_NOTES = 14,
 };
 
 /* status of a reply: 0, a positive DCMEM_E_... of dcmem.h, or 65536 plus an errno */
@@ -79,6 +86,7 @@ struct wire_hello {
  * retired: it unmaps that and asks again. Without it, who waits for room would stand in its own way.
  */
 #define WIRE_FEATURE_AGAIN (1ULL << 1)
+#define WIRE_FEATURE_RING (1ULL << 2) /* requests for windows may come through shared memory (shm.h) */
 
 struct wire_attach { /* followed by name_bytes of name */
 	uint32_t name_bytes;
@@ -95,13 +103,13 @@ struct wire_attach_reply { /* + fds: index, placement */
 	uint8_t fingerprint[16];
 };
 
-struct wire_segment { /* SEGMENT, CHUNK, FILE requests, CHUNK_ACK; SHARE: all 0 */
+struct wire_segment { /* SEGMENT, CHUNK, FILE requests, CHUNK_ACK; SHARE, RING, NOTES: all 0 */
 	uint64_t model;
 	uint32_t id;
 	uint32_t reserved;
 };
 
-struct wire_segment_reply { /* + fd, read-only; SHARE: read-write, id is the number of words */
+struct wire_segment_reply { /* + fd, read-only; SHARE, RING: read-write, id counts words or entries */
 	uint32_t id;
 	uint32_t generation; /* SEGMENT: of what lies there now; others: 0 */
 	uint64_t n_bytes;

@@ -35,6 +35,8 @@ static const struct wire_rule wire_requests[] = {
 	[WIRE_JSON] = {true, 0, .has_text = true},
 	[WIRE_FILE] = {true, sizeof(struct wire_segment)},
 	[WIRE_SHARE] = {true, sizeof(struct wire_segment)},
+	[WIRE_RING] = {true, sizeof(struct wire_segment)},
+	[WIRE_NOTES] = {true, sizeof(struct wire_segment)},
 };
 
 static const struct wire_rule wire_replies[] = {
@@ -46,6 +48,8 @@ static const struct wire_rule wire_replies[] = {
 	[WIRE_JSON] = {true, 0, .has_text = true},
 	[WIRE_FILE] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
 	[WIRE_SHARE] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
+	[WIRE_RING] = {true, sizeof(struct wire_segment_reply), .n_fds = 2},
+	[WIRE_NOTES] = {true, sizeof(struct wire_segment_reply), .n_fds = 1},
 };
 
 static const struct wire_rule *wire_rule_of(enum wire_direction direction, uint16_t type)
@@ -100,8 +104,10 @@ static const char *wire_check_body(enum wire_direction direction, const struct w
 	case WIRE_CHUNK_ACK:
 	case WIRE_FILE:
 	case WIRE_SHARE:
-		if (m->header.type == WIRE_SHARE && request && (m->segment.model || m->segment.id))
-			return "a SHARE that names something";
+	case WIRE_RING:
+	case WIRE_NOTES:
+		if (m->header.type >= WIRE_SHARE && request && (m->segment.model || m->segment.id))
+			return "a SHARE, RING or NOTES that names something";
 		if (request && m->segment.reserved != 0)
 			return "a reserved field of SEGMENT, CHUNK or FILE is not 0";
 		if (!request && m->header.type != WIRE_SEGMENT && m->segment_reply.generation != 0)

@@ -76,7 +76,7 @@ static void test_descriptors(void **state)
 	struct dcmem_view view;
 
 	assert_int_equal(dcmem_acquire(model, 0, 0, STEP, &view), 0);
-	assert_int_equal(count_open(), before + 1); /* the socket; every mapped object's is closed */
+	assert_int_equal(count_open(), before + 2); /* socket, bell; every mapped object's is closed */
 	dcmem_close(model); /* with a lease */
 	assert_int_equal(count_open(), before);
 }
