@@ -14,8 +14,7 @@
 
 static const char empty_view[64] __attribute__((aligned(64))); /* what views of no bytes point to */
 
-/* Is the handle this process's, and its model still there? */
-static int api_enter(struct dcmem *model)
+int api_enter(struct dcmem *model)
 {
 	message_clear();
 	if (!model)
@@ -78,8 +77,10 @@ DCMEM_API struct dcmem *dcmem_close(struct dcmem *model)
 		/* The parent's locks and mappings; only the socket must not outlive it here. */
 		if (model->served)
 			served_forget(model);
+		asks_forget(model);
 		return NULL;
 	}
+	asks_free(model);
 	view_free_all(model);
 	scratch_free_all(model);
 	if (model->served)
@@ -251,8 +252,8 @@ DCMEM_API int dcmem_read(struct dcmem *model, const struct dcmem_read *request)
 	return r;
 }
 
-static int api_acquire(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
-		       uint64_t n_rows, struct dcmem_view *ret_view)
+int api_acquire(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		uint64_t n_rows, struct dcmem_view *ret_view)
 {
 	bool raw;
 	int r;

@@ -4,8 +4,9 @@
  * or served (mappings that a daemon handed out). Above the two lies the same reading code, which
  * asks them for one thing: where the stored bytes of a page are.
  *
- * Locks, in order: transport->lock (one round trip at a time), model->lock (tables: views, segments,
- * chunks, kept leases, scratch; never held over a round trip or a decode), transport->send_lock.
+ * Locks, in order: asks->lock (async.c), transport->lock (one round trip at a time), model->lock (tables: views, segments,
+ * chunks, kept leases, scratch; never held over a round trip or a decode), ring->lock,
+ * transport->send_lock.
  */
 #ifndef DCMEM_CLIENT_H
 #define DCMEM_CLIENT_H
@@ -70,6 +71,8 @@ struct dcmem {
 	struct container container; /* embedded */
 	struct served *served;	    /* NULL: embedded */
 	struct client_counts counts;
+
+	struct client_asks *asks; /* atomic; NULL: dcmem_submit() was not called yet */
 
 	pthread_mutex_t lock;
 	struct client_scratch *scratches;
@@ -155,6 +158,16 @@ void kept_count(const struct dcmem *model, uint64_t tensor, uint64_t n_bytes, bo
 
 void chunk_release(struct dcmem *model, struct client_lease *lease);
 void segment_leave(struct dcmem *model, struct served_segment *segment);
+
+/* api.c */
+/* Is the handle this process's, and its model still there? */
+int api_enter(struct dcmem *model);
+int api_acquire(struct dcmem *model, const struct client_tensor *tensor, uint64_t row,
+		uint64_t n_rows, struct dcmem_view *ret_view);
+
+/* async.c; in a forked child only the descriptors are closed */
+void asks_free(struct dcmem *model);
+void asks_forget(struct dcmem *model);
 
 /* hooks.c */
 void client_log(int level, const char *format, ...) __attribute__((format(printf, 2, 3)));

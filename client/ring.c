@@ -147,7 +147,7 @@ static void ring_reap(struct served_ring *ring)
 
 		ring_copy(&answer, &ring->answers[ring->answered % ring->n], sizeof(answer));
 		answer.text[sizeof(answer.text) - 1] = answer.status ? '\0' : answer.text[111];
-		shared_store_relaxed(&ring->answered, ring->answered + 1);
+		ring->answered++;
 		ring_reap_one(ring, &answer);
 	}
 }
@@ -206,9 +206,9 @@ void ring_drop(struct served_ring *ring, uint32_t slot)
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
-static bool ring_is_new(const struct served_ring *ring)
+uint32_t ring_seen(const struct served_ring *ring)
 {
-	return ring_look(&ring->header->answered) != shared_load_relaxed(&ring->answered);
+	return ring_look(&ring->header->answered);
 }
 
 static bool ring_is_connected(const struct dcmem *model, const struct served_ring *ring)
@@ -224,33 +224,32 @@ static bool ring_is_connected(const struct dcmem *model, const struct served_rin
 	return connected;
 }
 
-static void ring_spin(const struct served_ring *ring)
+static void ring_spin(const struct served_ring *ring, uint32_t seen)
 {
 	uint64_t began = clock_now_ns();
 
-	while (!ring_is_new(ring) && shared_load_relaxed(&ring->header->may_spin) &&
+	while (ring_seen(ring) == seen && shared_load_relaxed(&ring->header->may_spin) &&
 	       !shared_load_relaxed(&ring->header->daemon_sleeps) &&
 	       clock_now_ns() - began < SPIN_NS)
-		for (unsigned i = 0; i < 16 && !ring_is_new(ring); i++)
+		for (unsigned i = 0; i < 16 && ring_seen(ring) == seen; i++)
 			ring_pause();
 }
 
-bool ring_wait(struct dcmem *model, struct served_ring *ring, uint64_t deadline_ns)
+bool ring_wait(struct dcmem *model, struct served_ring *ring, uint32_t seen, uint64_t deadline_ns)
 {
 	bool connected = true;
 
 	if (ring->may_spin)
-		ring_spin(ring);
-	while (!ring_is_new(ring) && connected) {
+		ring_spin(ring, seen);
+	while (ring_seen(ring) == seen && connected) {
 		uint64_t now = clock_now_ns();
-		uint32_t seen = shared_load_relaxed(&ring->answered);
 
 		if (now >= deadline_ns)
 			break;
 		__atomic_fetch_add(&ring->header->sleepers, 1, __ATOMIC_SEQ_CST);
 		ring_sleep(&ring->header->answered, seen, min_u64(deadline_ns - now, SLICE_NS));
 		__atomic_fetch_sub(&ring->header->sleepers, 1, __ATOMIC_SEQ_CST);
-		connected = ring_is_new(ring) || clock_now_ns() - now < SLICE_NS / 2 ||
+		connected = ring_seen(ring) != seen || clock_now_ns() - now < SLICE_NS / 2 ||
 			    ring_is_connected(model, ring);
 	}
 	return connected;
@@ -269,14 +268,16 @@ int ring_call(struct dcmem *model, const struct wire_acquire *asked,
 		return -ENOTCONN;
 	client_count(&model->counts.requests, 1);
 	for (;;) {
+		uint32_t seen = ring_seen(ring);
+
 		r = ring_take(model, ring, slot, ret_reply);
 		if (r != -EINPROGRESS)
 			break;
 		deadline = deadline ? deadline
 				    : clock_now_ns() + t->options.timeout_ms * NS_PER_MS;
-		if (!ring_wait(model, ring, deadline)) {
+		if (!ring_wait(model, ring, seen, deadline)) {
 			r = -ENOTCONN;
-		} else if (clock_now_ns() >= deadline && !ring_is_new(ring)) {
+		} else if (clock_now_ns() >= deadline && ring_seen(ring) == seen) {
 			r = message_set(-ETIMEDOUT, "the daemon at %s did not answer in %u ms",
 					t->options.path, t->options.timeout_ms);
 		} else {
@@ -292,6 +293,34 @@ int ring_call(struct dcmem *model, const struct wire_acquire *asked,
 void ring_want_note(struct served_ring *ring)
 {
 	ring_publish(&ring->header->wants_note, 1);
+}
+
+int ring_open_notes(struct dcmem *model, struct served_ring *ring)
+{
+	struct transport *t = &model->served->transport;
+	struct wire_segment body = {0};
+	struct transport_reply reply;
+	int r = 0;
+
+	pthread_mutex_lock(&t->lock);
+	if (ring->session != t->session)
+		r = -ENOTCONN;
+	else if (ring->note_fd < 0)
+		r = transport_request(t, WIRE_NOTES, &body, sizeof(body), NULL, 0, &reply);
+	if (r == 0 && ring->note_fd < 0)
+		ring->note_fd = reply.fds[0];
+	pthread_mutex_unlock(&t->lock);
+	return r;
+}
+
+void ring_lose(struct dcmem *model, const struct served_ring *ring)
+{
+	struct transport *t = &model->served->transport;
+
+	pthread_mutex_lock(&t->lock);
+	if (t->session == ring->session)
+		transport_close(t);
+	pthread_mutex_unlock(&t->lock);
 }
 
 /* --- life ------------------------------------------------------------------------------------- */

@@ -97,7 +97,7 @@ struct served_ring {
 	int bell_fd, note_fd;
 	bool may_spin; /* more than one CPU is ours */
 	bool broken;   /* what came back made no sense */
-	uint32_t asked, answered; /* ours; the latter is also read without the lock */
+	uint32_t asked, answered; /* ours; answers before the latter were taken out */
 	uint32_t free_slot;	  /* slot + 1, 0 none */
 	struct served_slot *slots;
 };
@@ -182,8 +182,10 @@ int ring_submit(struct served_ring *ring, const struct wire_acquire *asked, uint
  */
 int ring_take(struct dcmem *model, struct served_ring *ring, uint32_t slot,
 	      struct wire_acquire_reply *ret_reply);
-/* Until an answer came that nobody looked at, or the time has passed. False: the daemon is gone. */
-bool ring_wait(struct dcmem *model, struct served_ring *ring, uint64_t deadline_ns);
+/* How many answers came: to be asked before ring_take(), for ring_wait() after it. */
+uint32_t ring_seen(const struct served_ring *ring);
+/* Until another answer came, or the time has passed. False: the daemon is gone. */
+bool ring_wait(struct dcmem *model, struct served_ring *ring, uint32_t seen, uint64_t deadline_ns);
 /* Nobody waits for it any more: what it gives is given back. */
 void ring_drop(struct served_ring *ring, uint32_t slot);
 /* A whole round trip. -ENOTCONN: ask over the socket. */
@@ -191,8 +193,11 @@ int ring_call(struct dcmem *model, const struct wire_acquire *asked,
 	      struct wire_acquire_reply *ret_reply, uint64_t *ret_session);
 /* RELEASE or PREFETCH; false: it did not fit, say it over the socket. */
 bool ring_tell(struct served *served, uint64_t session, const struct shm_ask *ask);
-/* Lets a descriptor become readable with the next answer. */
+/* Asks for a socket, ring->note_fd, that becomes readable with the next answer after each want. */
+int ring_open_notes(struct dcmem *model, struct served_ring *ring);
 void ring_want_note(struct served_ring *ring);
+/* Ends the connection of a ring whose daemon is gone, so that the next request connects again. */
+void ring_lose(struct dcmem *model, const struct served_ring *ring);
 
 /* chunk.c: of a window that was asked for by the ring */
 /* -ESTALE, DCMEM_E_NOT_FOUND: it was retired meanwhile, ask again. */

@@ -168,8 +168,14 @@ static int uring_wait(struct loop *loop, uint64_t timeout_ns)
 	struct __kernel_timespec ts = {.tv_sec = (long long)(timeout_ns / 1000000000),
 				       .tv_nsec = (long long)(timeout_ns % 1000000000)};
 	struct io_uring_cqe *cqe;
-	int r = io_uring_submit_and_wait_timeout(&uring->ring, &cqe, 1,
-						 timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
+	int r;
+
+	/* A timeout of 0 would sleep for as long as the timers of this thread are slack. */
+	if (timeout_ns == 0)
+		r = io_uring_submit_and_get_events(&uring->ring);
+	else
+		r = io_uring_submit_and_wait_timeout(&uring->ring, &cqe, 1,
+						     timeout_ns == UINT64_MAX ? NULL : &ts, NULL);
 
 	if (r < 0 && r != -ETIME && r != -EINTR && r != -EBUSY && r != -EAGAIN)
 		return r;

@@ -234,6 +234,42 @@ DCMEM_API void dcmem_release(struct dcmem *model, struct dcmem_view *view);
 /* Asks for rows to be made ready; returns at once. A hint: 0 says only that it was passed on. */
 DCMEM_API int dcmem_prefetch(struct dcmem *model, uint64_t tensor, uint64_t row, uint64_t n_rows);
 
+/*
+ * Asking ahead: dcmem_submit() asks for rows and returns, dcmem_poll() and dcmem_wait() hand out the
+ * views as they become ready, in any order. With a daemon, asks go through shared memory, and many
+ * cost about as much as one. Where there is none, dcmem_poll() and dcmem_wait() decode. At most
+ * DCMEM_MAX_ASKS of a handle are on their way; its threads share them. Views that nobody fetched die
+ * with the handle.
+ */
+#define DCMEM_MAX_ASKS 128
+struct dcmem_ask {
+	uint64_t tensor;
+	uint64_t row, n_rows; /* as for dcmem_acquire() */
+	void *data;	      /* comes back with the answer */
+};
+struct dcmem_answer {
+	void *data;
+	int32_t result; /* what dcmem_acquire() would have returned */
+	uint32_t reserved;
+	struct dcmem_view view; /* result 0: the caller's, to be released */
+};
+/*
+ * Takes the first *ret_n of n asks: fewer than n, or 0, where no more may be on their way. An ask that
+ * makes no sense is taken, and its answer says so.
+ */
+DCMEM_API int dcmem_submit(struct dcmem *model, const struct dcmem_ask *asks, size_t n, size_t *ret_n);
+/* Up to `capacity` answers that are there now; *ret_n may be 0. Never waits for the daemon. */
+DCMEM_API int dcmem_poll(struct dcmem *model, struct dcmem_answer *answers, size_t capacity,
+			 size_t *ret_n);
+/* The same, but waits for the first one: 0 of them only if none is on its way, or after timeout_ms. */
+DCMEM_API int dcmem_wait(struct dcmem *model, struct dcmem_answer *answers, size_t capacity,
+			 uint32_t timeout_ms, size_t *ret_n);
+/*
+ * A descriptor of the handle that is readable while dcmem_poll() has something to do, for event loops;
+ * to be polled level-triggered and for nothing else. The same one each time, across reconnects.
+ */
+DCMEM_API int dcmem_event_fd(struct dcmem *model, int *ret_fd);
+
 /* --- sidecar files: everything of the source directory that is not tensor data --------------- */
 
 struct dcmem_file {
