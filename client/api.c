@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/range.h"
 #include "convert.h"
@@ -19,7 +18,7 @@ int api_enter(struct dcmem *model)
 	message_clear();
 	if (!model)
 		return message_set(DCMEM_E_INVALID, "no model");
-	if (model->pid != getpid())
+	if (model->pid != fork_pid())
 		return message_set(DCMEM_E_FORKED, "the model was opened by the parent process %d; open "
 						   "it again in this one",
 				   (int)model->pid);
@@ -54,7 +53,7 @@ DCMEM_API int dcmem_open(const char *name, const struct dcmem_options *options,
 	if (!model)
 		return message_set(-ENOMEM, "no memory to open a model");
 	(void)pthread_mutex_init(&model->lock, NULL);
-	model->pid = getpid();
+	model->pid = fork_pid();
 	model->flags = options ? options->flags : 0;
 	model->container.fd = -1;
 	r = name_is_file(name) ? embedded_open(model, name) : served_open(model, name, &transport);
@@ -73,7 +72,7 @@ DCMEM_API struct dcmem *dcmem_close(struct dcmem *model)
 {
 	if (!model)
 		return NULL;
-	if (model->pid != getpid()) {
+	if (model->pid != fork_pid()) {
 		/* The parent's locks and mappings; only the socket must not outlive it here. */
 		if (model->served)
 			served_forget(model);
@@ -306,7 +305,7 @@ DCMEM_API void dcmem_release(struct dcmem *model, struct dcmem_view *view)
 		return;
 	number = view->lease;
 	memset(view, 0, sizeof(*view));
-	if (!model || number == 0 || model->pid != getpid())
+	if (!model || number == 0 || model->pid != fork_pid())
 		return;
 	pthread_mutex_lock(&model->lock);
 	lease = lease_find(model, number);

@@ -32,7 +32,7 @@ DCMEM_API int dcmem_connect(const struct dcmem_options *options, struct dcmem_co
 	conn = memory_zalloc(sizeof(*conn));
 	if (!conn)
 		return message_set(-ENOMEM, "no memory for a connection");
-	conn->pid = getpid();
+	conn->pid = fork_pid();
 	conn->reconnect = !(options && options->flags & DCMEM_OPEN_NO_RECONNECT);
 	transport_init(&conn->transport, &transport);
 	pthread_mutex_lock(&conn->transport.lock);
@@ -51,7 +51,7 @@ DCMEM_API struct dcmem_conn *dcmem_disconnect(struct dcmem_conn *conn)
 {
 	if (!conn)
 		return NULL;
-	if (conn->pid != getpid()) {
+	if (conn->pid != fork_pid()) {
 		conn->transport.fd = close_fd(conn->transport.fd);
 		return NULL;
 	}
@@ -125,7 +125,7 @@ DCMEM_API int dcmem_request(struct dcmem_conn *conn, const char *json, char **re
 	message_clear();
 	if (!conn || !json || !*json || !ret_reply)
 		return message_set(DCMEM_E_INVALID, "no connection, request or place for the reply");
-	if (conn->pid != getpid())
+	if (conn->pid != fork_pid())
 		return message_set(DCMEM_E_FORKED, "the connection belongs to the parent process");
 	t = &conn->transport;
 	pthread_mutex_lock(&t->lock);

@@ -6,14 +6,13 @@
 #include "client.h"
 
 #include <string.h>
-#include <unistd.h>
 
 static int file_check(const struct dcmem *model)
 {
 	message_clear();
 	if (!model)
 		return message_set(DCMEM_E_INVALID, "no model");
-	if (model->pid != getpid())
+	if (model->pid != fork_pid())
 		return message_set(DCMEM_E_FORKED, "the model was opened by the parent process");
 	return 0;
 }

@@ -3,14 +3,13 @@
  * The client's side of a ring of requests (shm.h). Owns the mapping, the bell and the slots of what is
  * on its way. Any thread: slots and indices are under ring->lock, which is never held while waiting.
  * Whoever looks takes all answers that are there, also those that other threads wait for. A waiter
- * spins only while the daemon says that it does too, and only where there are CPUs for both; then it
- * sleeps, in slices, so that a daemon that died is noticed.
+ * spins only while the daemon says that it does too, as there are CPUs for both; then it sleeps, in
+ * slices, so that a daemon that died is noticed.
  */
 #include "served.h"
 
 #include <errno.h>
 #include <poll.h>
-#include <sched.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -226,8 +225,11 @@ static bool ring_is_connected(const struct dcmem *model, const struct served_rin
 
 static void ring_spin(const struct served_ring *ring, uint32_t seen)
 {
-	uint64_t began = clock_now_ns();
+	uint64_t began;
 
+	if (!shared_load_relaxed(&ring->header->may_spin))
+		return;
+	began = clock_now_ns();
 	while (ring_seen(ring) == seen && shared_load_relaxed(&ring->header->may_spin) &&
 	       !shared_load_relaxed(&ring->header->daemon_sleeps) &&
 	       clock_now_ns() - began < SPIN_NS)
@@ -239,8 +241,7 @@ bool ring_wait(struct dcmem *model, struct served_ring *ring, uint32_t seen, uin
 {
 	bool connected = true;
 
-	if (ring->may_spin)
-		ring_spin(ring, seen);
+	ring_spin(ring, seen);
 	while (ring_seen(ring) == seen && connected) {
 		uint64_t now = clock_now_ns();
 
@@ -389,7 +390,6 @@ void ring_open(struct dcmem *model)
 	struct wire_segment body = {0};
 	struct transport_reply reply;
 	struct served_ring *ring;
-	cpu_set_t set;
 
 	if (!(t->features & WIRE_FEATURE_RING) || model->flags & DCMEM_OPEN_LOCAL)
 		return;
@@ -402,8 +402,6 @@ void ring_open(struct dcmem *model)
 	}
 	(void)pthread_mutex_init(&ring->lock, NULL);
 	ring->bell_fd = ring->note_fd = -1;
-	CPU_ZERO(&set);
-	ring->may_spin = sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 1;
 	if (ring_map(ring, &reply) != 0) {
 		ring_free(ring);
 		ring = NULL;

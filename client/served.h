@@ -95,7 +95,6 @@ struct served_ring {
 	const struct shm_answer *answers;
 	uint32_t n; /* entries and slots */
 	int bell_fd, note_fd;
-	bool may_spin; /* more than one CPU is ours */
 	bool broken;   /* what came back made no sense */
 	uint32_t asked, answered; /* ours; answers before the latter were taken out */
 	uint32_t free_slot;	  /* slot + 1, 0 none */

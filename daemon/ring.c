@@ -29,6 +29,7 @@
 #define RING_ENTRIES 128   /* 25 KiB a client; untuned */
 #define RING_BATCH 32	   /* asks of one ring before the next one's turn; untuned */
 #define RING_TURN_NS 5000  /* of looking at rings, before the loop looks at sockets */
+#define CPUS_NS NS_PER_S   /* how long a count of CPUs is believed; untuned */
 #define RING_SPIN_NS 50000 /* after the last ask: about what waking a CPU that halted takes */
 
 struct ring_wait {
@@ -41,6 +42,8 @@ struct ring {
 	struct rings *rings;
 	struct ring *next, **link; /* of the hot ones */
 	bool hot, stopped;
+	bool serving;	 /* those who wait are told once, at the end */
+	bool unannounced; /* there are answers that nobody was told of */
 	struct store_client *client;
 	struct region region;
 	struct shm_ring_header *header;
@@ -50,6 +53,9 @@ struct ring {
 	struct loop_op bell;
 	uint32_t taken, answered; /* ours: what lies in shared memory is for the client */
 	uint64_t asked_ns;	  /* when it was last asked something */
+	pid_t pid;
+	unsigned n_cpus;    /* that its client or we may run on */
+	uint64_t n_cpus_ns; /* when that was so */
 	struct ring_owner owner;
 	struct ring_wait *free_waits;
 	struct ring_wait waits[RING_ENTRIES];
@@ -57,15 +63,31 @@ struct ring {
 
 void rings_init(struct rings *rings, struct loop *loop)
 {
-	cpu_set_t set;
-
 	*rings = (struct rings){.loop = loop};
-	CPU_ZERO(&set);
-	rings->n_cpus = sched_getaffinity(0, sizeof(set), &set) == 0 ? (unsigned)CPU_COUNT(&set) : 1;
 	loop_set_poller(loop, rings_poll, rings);
 }
 
 /* --- hot and cold ----------------------------------------------------------------------------- */
+
+static void ring_count_cpus(struct ring *ring)
+{
+	cpu_set_t ours, theirs, both;
+
+	if (ring->n_cpus && ring->asked_ns - ring->n_cpus_ns < CPUS_NS)
+		return;
+	CPU_ZERO(&both);
+	if (sched_getaffinity(0, sizeof(ours), &ours) == 0 &&
+	    sched_getaffinity(ring->pid, sizeof(theirs), &theirs) == 0)
+		CPU_OR(&both, &ours, &theirs);
+	ring->n_cpus = CPU_COUNT(&both) ? (unsigned)CPU_COUNT(&both) : 1;
+	ring->n_cpus_ns = ring->asked_ns;
+}
+
+/* Everybody at work may spin, and so may we. */
+static bool ring_may_spin(const struct ring *ring)
+{
+	return ring->rings->n_hot < ring->n_cpus;
+}
 
 static void ring_heat(struct ring *ring)
 {
@@ -74,6 +96,7 @@ static void ring_heat(struct ring *ring)
 	ring->asked_ns = clock_now_ns();
 	if (ring->hot || ring->stopped)
 		return;
+	ring_count_cpus(ring);
 	ring->hot = true;
 	ring->next = rings->hot;
 	ring->link = &rings->hot;
@@ -107,26 +130,29 @@ static void ring_cool(struct ring *ring)
 	ring_leave(ring);
 }
 
-/* Everybody at work may spin, and so may we. */
-static bool rings_may_spin(const struct rings *rings)
-{
-	return rings->n_hot < rings->n_cpus;
-}
-
 /* --- answers ---------------------------------------------------------------------------------- */
 
-static void ring_answer(struct ring *ring, const struct shm_answer *answer)
+/* Tells those who sleep of the answers that were published. */
+static void ring_announce(struct ring *ring)
 {
 	struct shm_ring_header *header = ring->header;
 
-	ring->answers[ring->answered % RING_ENTRIES] = *answer;
-	ring_publish(&header->answered, ++ring->answered);
+	ring->unannounced = false;
 	if (ring_look(&header->sleepers)) {
 		ring->rings->n_wakes++;
 		ring_wake(&header->answered);
 	}
 	if (ring->note_fd >= 0 && __atomic_exchange_n(&header->wants_note, 0, __ATOMIC_SEQ_CST))
 		(void)send(ring->note_fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static void ring_answer(struct ring *ring, const struct shm_answer *answer)
+{
+	ring->answers[ring->answered % RING_ENTRIES] = *answer;
+	ring_publish(&ring->header->answered, ++ring->answered);
+	ring->unannounced = true;
+	if (!ring->serving)
+		ring_announce(ring);
 }
 
 static void ring_give(struct ring *ring, uint64_t tag, int result,
@@ -209,6 +235,7 @@ static bool ring_serve(struct ring *ring)
 
 	if (!n)
 		return false;
+	ring->serving = true;
 	if (n > RING_ENTRIES)
 		wrong = "more asks than its ring has room for";
 	for (n = n < RING_BATCH ? n : RING_BATCH; n && !wrong && !ring->stopped; n--) {
@@ -224,11 +251,14 @@ static bool ring_serve(struct ring *ring)
 		rings->n_asks++;
 		wrong = ring_ask(ring, &ask);
 	}
+	ring->serving = false;
+	if (ring->unannounced)
+		ring_announce(ring);
 	if (wrong && !ring->stopped)
 		ring->owner.failed(ring->owner.data, wrong);
 	ring->asked_ns = clock_now_ns();
-	if (shared_load_relaxed(&ring->header->may_spin) != rings_may_spin(rings))
-		shared_store_relaxed(&ring->header->may_spin, rings_may_spin(rings));
+	if (shared_load_relaxed(&ring->header->may_spin) != ring_may_spin(ring))
+		shared_store_relaxed(&ring->header->may_spin, ring_may_spin(ring));
 	return true;
 }
 
@@ -241,7 +271,7 @@ static void rings_cool(struct rings *rings)
 		next = ring->next;
 		if (ring->stopped)
 			ring_leave(ring);
-		else if (!rings_may_spin(rings) || now - ring->asked_ns > RING_SPIN_NS)
+		else if (!ring_may_spin(ring) || now - ring->asked_ns > RING_SPIN_NS)
 			ring_cool(ring);
 	}
 }
@@ -250,21 +280,19 @@ bool rings_poll(void *data)
 {
 	struct rings *rings = data;
 	uint64_t began;
-	bool busy;
+	bool again;
 
 	if (!rings->hot)
 		return false;
 	began = clock_now_ns();
 	do {
-		busy = false;
+		again = false;
 		/* Serving one may stop others; none leaves the list before the walk is over. */
 		rings->walking = true;
 		for (struct ring *ring = rings->hot; ring; ring = ring->next)
-			busy |= !ring->stopped && ring_serve(ring);
+			again |= !ring->stopped && (ring_serve(ring) || ring_may_spin(ring));
 		rings->walking = false;
-		if (!busy)
-			ring_pause();
-	} while ((busy || rings_may_spin(rings)) && clock_now_ns() - began < RING_TURN_NS);
+	} while (again && clock_now_ns() - began < RING_TURN_NS);
 	rings_cool(rings);
 	return rings->hot;
 }
@@ -311,8 +339,9 @@ static int ring_map(struct ring *ring)
 	return 0;
 }
 
-int ring_new(struct rings *rings, struct store_client *client, const struct ring_owner *owner,
-	     struct ring **ret_ring, struct ring_gift *ret_gift)
+int ring_new(struct rings *rings, struct store_client *client, pid_t pid,
+	     const struct ring_owner *owner, struct ring **ret_ring,
+	     struct ring_gift *ret_gift)
 {
 	struct ring *ring = memory_zalloc(sizeof(*ring));
 	_cleanup_(cleanup_fd) int memory_fd = -1;
@@ -323,6 +352,7 @@ int ring_new(struct rings *rings, struct store_client *client, const struct ring
 		return message_set(-ENOMEM, "no memory for a ring");
 	*ring = (struct ring){.rings = rings,
 			      .client = client,
+			      .pid = pid,
 			      .owner = *owner,
 			      .region = REGION_NONE,
 			      .bell_fd = -1,

@@ -17,7 +17,7 @@ struct rings {
 	struct loop *loop;
 	struct ring *hot;
 	bool walking;
-	unsigned n_hot, n_cpus;
+	unsigned n_hot;
 	uint64_t n_rings, n_asks, n_bells, n_wakes;
 };
 
@@ -38,8 +38,10 @@ struct ring_gift { /* descriptors for the client: the caller closes them after s
 	uint64_t n_bytes;
 	uint32_t n_entries;
 };
-int ring_new(struct rings *rings, struct store_client *client, const struct ring_owner *owner,
-	     struct ring **ret_ring, struct ring_gift *ret_gift);
+/* `pid` tells which CPUs the client may run on. */
+int ring_new(struct rings *rings, struct store_client *client, pid_t pid,
+	     const struct ring_owner *owner, struct ring **ret_ring,
+	     struct ring_gift *ret_gift);
 /* A socket that becomes readable when answers come; once a ring. */
 int ring_notes(struct ring *ring, int *ret_fd);
 /* Serves no more; before the client of the store is freed. NULL is fine. */

@@ -380,8 +380,8 @@ static void session_ring(struct session *session, const struct wire_message *req
 	if (session->ring)
 		r = message_set(STORE_E_INVALID, "there is a ring already");
 	else
-		r = ring_new(&session->server->rings, session->client, &owner, &session->ring,
-			     &gift);
+		r = ring_new(&session->server->rings, session->client, session->peer.pid, &owner,
+			     &session->ring, &gift);
 	if (r) {
 		session_refuse(session, WIRE_RING, request->header.tag, r, message_get());
 		return;

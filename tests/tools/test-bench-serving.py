@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`dcmem bench load` and `bench memory` on little: the JSON has what it promises and agrees with the table, nothing is
+"""`dcmem bench load`, `memory` and `serve` on little: the JSON has what it promises and agrees with the table, nothing is
 left behind, also after Ctrl-C, and nonsense is refused."""
 import json
 import os
@@ -114,6 +114,25 @@ def memory(work):
     assert os.listdir(work) == ["named.dcmem"]
 
 
+def serve(work):
+    document, text = bench(work, "serve")
+    rows = {(row["place"], row["way"]): row for row in document["rows"]}
+    assert set(rows) == {(place, way) for place in ("busy", "asleep", "unpinned")
+                         for way in ("dcmem", "dcmem-kept", "bare-ring", "seqpacket")}
+    for (place, way), row in rows.items():
+        check_stats(row["p50_us"])
+        assert row["p50_us"]["min"] <= row["p99_us"] and row["p90_us"] <= row["p99_us"]
+        assert row["to_bare_ring"] > 0 and row["to_seqpacket"] > 0
+        if way == "bare-ring":
+            assert row["to_bare_ring"] == 1
+        assert f"{row['p50_us']['median']:.2f}" in text
+    loads = {(load["clients"], load["batch"]): load for load in document["loads"]}
+    assert set(loads) == {(n, batch) for n in (1, 4) for batch in (1, 8, 64)}
+    for load in loads.values():
+        check_stats(load["requests_per_s"])
+        assert f"{load['requests_per_s']['median']:.0f}" in text
+
+
 def refusals(work):
     for args, code in ((("load", "--none"), 2), (("load", "a", "b"), 2),
                        (("load", "--budget", "60%"), 2), (("memory", "--budget", "60"), 2),
@@ -146,7 +165,7 @@ def interrupted(work):
 
 
 def main():
-    for step in (load, memory, refusals, interrupted):
+    for step in (load, memory, serve, refusals, interrupted):
         with tempfile.TemporaryDirectory() as work:
             step(work)
         print(step.__name__, "ok", flush=True)

@@ -79,6 +79,7 @@ int bench_setup_parse(struct bench_setup *setup, int argc, char **argv, const ch
 int bench_setup_begin(struct bench_setup *setup)
 {
 	static struct bench_machine machine;
+	char format[32];
 	int r = bench_host_init(&setup->host, setup->directory, setup->dcmemd);
 
 	if (!r && setup->json_path) {
@@ -95,9 +96,8 @@ int bench_setup_begin(struct bench_setup *setup)
 	/* Without --json it is written to nowhere, so that nobody has to ask. */
 	json_out_init(&setup->json, setup->json_file ? setup->json_file : fopen("/dev/null", "we"));
 	json_out_object(&setup->json, NULL);
-	json_out_string(&setup->json, "format",
-			strcmp(setup->what, "load") == 0 ? "dcmem-bench-load" :
-							   "dcmem-bench-memory");
+	snprintf(format, sizeof(format), "dcmem-bench-%s", setup->what);
+	json_out_string(&setup->json, "format", format);
 	json_out_u64(&setup->json, "version", 1);
 	json_out_bool(&setup->json, "quick", setup->quick);
 	json_out_object(&setup->json, "machine");

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What `dcmem bench load` and `bench memory` share: options, the model, parts of the document. */
+/* What `dcmem bench load`, `memory` and `serve` share: options, the model, parts of the document. */
 #ifndef DCMEM_BENCH_SETUP_H
 #define DCMEM_BENCH_SETUP_H
 

@@ -41,9 +41,11 @@ static int help(void)
 	       "                 [--dir DIR]\n"
 	       "       dcmem bench memory [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
 	       "                 [--dir DIR] [--budget P%%] [--processes N]\n"
+	       "       dcmem bench serve [MODEL] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
+	       "                 [--dir DIR]\n"
 	       "       dcmem bench tune [CONTAINER] [--json FILE] [--quick] [--quiet] [--dcmemd PATH]\n"
 	       "                 [--seconds S] [--mib N]\n\n"
-	       "`dcmem bench WHAT --help` explains load, memory and tune. The first\n"
+	       "`dcmem bench WHAT --help` explains load, memory, serve and tune. The first\n"
 	       "measures the page codecs on this machine, beside zstd, LZ4 and rANS of htscodecs\n"
 	       "where this build has them: ratio, decode and encode speed, on synthetic INT8 data\n"
 	       "and on the tensors of the models named (safetensors files, directories,\n"
@@ -415,5 +417,7 @@ int verb_bench(int argc, char **argv)
 		return verb_bench_load(argc - 1, argv + 1);
 	if (argc > 1 && strcmp(argv[1], "memory") == 0)
 		return verb_bench_memory(argc - 1, argv + 1);
+	if (argc > 1 && strcmp(argv[1], "serve") == 0)
+		return verb_bench_serve(argc - 1, argv + 1);
 	return verb_bench_codec(argc, argv);
 }

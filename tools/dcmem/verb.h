@@ -35,6 +35,7 @@ int verb_cat(int argc, char **argv);
 int verb_bench(int argc, char **argv);
 int verb_bench_load(int argc, char **argv);
 int verb_bench_memory(int argc, char **argv);
+int verb_bench_serve(int argc, char **argv);
 int verb_plan(int argc, char **argv);
 int verb_tune(int argc, char **argv);
 int verb_generate(int argc, char **argv);
