@@ -288,6 +288,25 @@ static int add_explained(struct store *store, const json_t *command, const char 
 
 /* --- the command -------------------------------------------------------------------------------- */
 
+/* With "tensors", "pin" is of those alone, and nothing else is set. */
+static int pin_tensors(struct admin_request *request, const json_t *command, const char *model)
+{
+	static const char *const others[] = {"objective", "budget", "background", "frozen", "weight",
+					     "floor", "ceiling", "limit", NULL};
+	const char *pattern = json_string_value(json_object_get(command, "tensors"));
+	uint8_t class = PLANNER_NO_CLASS;
+	uint64_t n;
+	int r = admin_check_rights(request);
+
+	if (!r && (!pattern || !model || !json_object_get(command, "pin") || has_any(command, others)))
+		r = message_set(DCMEM_E_INVALID, "\"tensors\" is a pattern of names, like "
+						 "\"*.down_proj.weight\", for a \"model\" and a "
+						 "\"pin\", and nothing else");
+	if (!r)
+		r = want_class(command, "pin", &class);
+	return r ? r : store_pin_tensors(request->server->store, model, pattern, class, &n);
+}
+
 static int change(struct admin_request *request, const json_t *command, const char *model)
 {
 	static const char *const all_keys[] = {"objective", "budget", "background", NULL};
@@ -299,6 +318,8 @@ static int change(struct admin_request *request, const json_t *command, const ch
 	struct store_tuning tuning;
 	int r;
 
+	if (json_object_get(command, "tensors"))
+		return pin_tensors(request, command, model);
 	if (!for_all && !for_model && !freezes)
 		return 0;
 	r = admin_check_rights(request);

@@ -392,7 +392,7 @@ static const struct {
 	{"tensors", admin_tensors, "model first count "},
 	{"read", admin_read, "model tensor offset length "},
 	{"tune", admin_tune,
-	 "model explain first count objective budget background frozen weight pin floor ceiling limit "},
+	 "model explain first count objective budget background frozen weight pin floor ceiling limit tensors "},
 };
 
 static bool admin_knows_member(const char *members, const char *key)

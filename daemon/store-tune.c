@@ -3,6 +3,7 @@
  * What people may tell the tuner, and ask it. Refuses what the configuration would refuse. Loop
  * thread.
  */
+#include <fnmatch.h>
 #include <string.h>
 
 #include "base/message.h"
@@ -83,6 +84,37 @@ int store_set_model_policy(struct store *store, const char *name,
 	for (uint32_t i = 0; i < model->tuned->n_tensors; i++)
 		model->tuned->tensors[i].changed_ns = 0; /* no dwelling on what was not wanted */
 	tuner_hurry(store->tuner);
+	return 0;
+}
+
+int store_pin_tensors(struct store *store, const char *name, const char *pattern, unsigned class,
+		      uint64_t *ret_n)
+{
+	struct model *model = find_tuned(store, name);
+	uint64_t n = 0;
+
+	if (!model)
+		return STORE_E_NOT_FOUND;
+	for (uint64_t id = 0; id < model->loaded.catalog.n_tensors; id++) {
+		struct tuned_model *tuned = model->tuned;
+		const struct container_tensor *tensor;
+		struct tuned_tensor *known;
+		const char *of;
+
+		if (index_tensor(&model->loaded.catalog, id, &tensor) ||
+		    index_tensor_name(&model->loaded.catalog, tensor, &of) || fnmatch(pattern, of, 0))
+			continue;
+		n++;
+		if (tuned->of[id] == UINT32_MAX)
+			continue; /* small: it stays as it is */
+		known = &tuned->tensors[tuned->of[id]];
+		known->pin = class == PLANNER_NO_CLASS ? 0 : (uint8_t)(class + 1);
+		known->changed_ns = 0;
+	}
+	if (!n)
+		return message_set(STORE_E_NOT_FOUND, "no tensor of '%s' matches '%s'", name, pattern);
+	tuner_hurry(store->tuner);
+	*ret_n = n;
 	return 0;
 }
 

@@ -137,6 +137,12 @@ int store_get_model_policy(const struct store *store, const char *name,
 			   struct planner_model *ret_policy);
 int store_set_model_policy(struct store *store, const char *name,
 			   const struct planner_model *policy);
+/*
+ * Pins the tensors whose name matches the pattern (of fnmatch) to a class, or with PLANNER_NO_CLASS
+ * leaves them to their model again. STORE_E_NOT_FOUND: no such model, or no name matches.
+ */
+int store_pin_tensors(struct store *store, const char *name, const char *pattern, unsigned class,
+		      uint64_t *ret_n);
 /* Of the model that was loaded last. */
 int store_set_newest_policy(struct store *store, const struct planner_model *policy);
 /* tuner.h */

@@ -14,6 +14,7 @@ struct tuned_tensor {
 	uint64_t tensor, n_bytes;
 	struct planner_form forms[PLANNER_MAX_FORMS]; /* 0 is raw */
 	uint8_t n_forms, current;
+	uint8_t pin; /* as in struct planner_tensor */
 	bool sampled, changing;
 	double rate;	/* decoded bytes a second that readers take, decayed */
 	uint64_t taken; /* since the last look */

@@ -152,8 +152,10 @@ static struct class_range classes_allowed(const struct planner *planner,
 	bool dropped = planner->models[tensor->model].floors_dropped;
 	struct class_range range = {model->ceiling, dropped ? PLANNER_DENSE : model->floor};
 
-	if (model->pin != PLANNER_NO_CLASS && !dropped)
-		return (struct class_range){model->pin, model->pin};
+	unsigned pin = planner_pin(model, tensor);
+
+	if (pin != PLANNER_NO_CLASS && !dropped)
+		return (struct class_range){pin, pin};
 	if (range.hi < range.lo) /* a floor above the ceiling: the ceiling saves memory */
 		range.hi = range.lo;
 	return range;

@@ -74,6 +74,12 @@ struct planner {
 };
 
 /* lo where x is NaN */
+static inline unsigned planner_pin(const struct planner_model *model,
+				   const struct planner_tensor *tensor)
+{
+	return tensor->pin ? tensor->pin - 1U : model->pin;
+}
+
 static inline double clamp(double x, double lo, double hi)
 {
 	return x > hi ? hi : x >= lo ? x : lo;

@@ -92,6 +92,8 @@ static int check_tensor(const struct planner_input *input, uint32_t index)
 				   tensor->n_forms);
 	if (tensor->bytes > PLANNER_MAX_BYTES)
 		return message_set(-EINVAL, "tensor %u: too large", index);
+	if (tensor->pin > PLANNER_N_CLASSES)
+		return message_set(-EINVAL, "tensor %u: no such class", index);
 	for (unsigned f = 0; f < tensor->n_forms; f++) {
 		const struct planner_form *form = &input->forms[tensor->first_form + f];
 
@@ -214,7 +216,7 @@ static enum planner_reason reason_of(const struct planner *planner, uint32_t ind
 	}
 	if (planner->policy.frozen || model->frozen)
 		return PLANNER_R_FROZEN;
-	if (model->pin != PLANNER_NO_CLASS && !dropped)
+	if (planner_pin(model, tensor) != PLANNER_NO_CLASS && !dropped)
 		return PLANNER_R_PINNED;
 	if (planner->kept)
 		return reasons->has_next ? PLANNER_R_KEPT : PLANNER_R_BEST;

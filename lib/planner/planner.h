@@ -53,6 +53,7 @@ struct planner_tensor {
 	uint8_t current;     /* index of the form held now */
 	uint8_t current_replicas;
 	bool current_window; /* its hot pages are kept decoded */
+	uint8_t pin;	     /* class, plus 1: this, always; 0: as its model is */
 	bool busy;	     /* its old bytes are still mapped, or it is being changed: leave it alone */
 	float rate;	     /* decoded bytes a second that readers take */
 	float share;	     /* readers that one decode serves */

@@ -210,6 +210,19 @@ static void test_view_outlives_its_form(void **state)
 	json_decref(tune("{\"cmd\":\"tune\",\"model\":\"w\",\"pin\":\"none\"}"));
 }
 
+/* Pins of single tensors, against that of their model. */
+static void test_pinned_tensors(void **state)
+{
+	json_decref(tune("{\"cmd\":\"tune\",\"model\":\"w\",\"pin\":\"raw\"}"));
+	assert_true(wait_until_held("raw", N_WEIGHTS, 60));
+	json_decref(tune("{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":\"w[12]\",\"pin\":\"work\"}"));
+	assert_true(wait_until_held("work", 2, 60));
+	assert_int_equal(count_held("raw"), N_WEIGHTS - 2);
+	json_decref(tune("{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":\"*\",\"pin\":\"none\"}"));
+	assert_true(wait_until_held("raw", N_WEIGHTS, 60));
+	json_decref(tune("{\"cmd\":\"tune\",\"model\":\"w\",\"pin\":\"none\"}"));
+}
+
 /* Read again and again with room to spare, a model becomes raw; with less room, smaller again. */
 static void test_budget_follows(void **state)
 {
@@ -269,6 +282,11 @@ static void test_refusals(void **state)
 		"{\"cmd\":\"tune\",\"model\":\"w\",\"floor\":\"raw\",\"ceiling\":\"work\"}",
 		"{\"cmd\":\"tune\",\"model\":\"w\",\"weight\":-1}",
 		"{\"cmd\":\"tune\",\"model\":\"w\",\"frozen\":1}",
+		"{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":\"*\"}",
+		"{\"cmd\":\"tune\",\"tensors\":\"*\",\"pin\":\"raw\"}",
+		"{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":7,\"pin\":\"raw\"}",
+		"{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":\"*\",\"pin\":\"raw\",\"weight\":2}",
+		"{\"cmd\":\"tune\",\"model\":\"w\",\"tensors\":\"none*\",\"pin\":\"raw\"}",
 	};
 	struct dcmem_conn *conn = NULL;
 	json_t *before, *after;
@@ -339,6 +357,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_refusals),
 		cmocka_unit_test(test_swaps_under_readers),
 		cmocka_unit_test(test_view_outlives_its_form),
+		cmocka_unit_test(test_pinned_tensors),
 		cmocka_unit_test(test_budget_follows),
 		cmocka_unit_test(test_killed_while_changing),
 	};

@@ -473,6 +473,16 @@ static void test_policy(void **state)
 			    reasons.reason == PLANNER_R_CEILING);
 		assert_true(t % 4 != 3 || reasons.reason == PLANNER_R_FROZEN);
 	}
+	/* A pin of one tensor comes before what its model is told. */
+	world.tensors[5].pin = PLANNER_DENSE + 1;
+	world.tensors[4].pin = PLANNER_WORK + 1;
+	assert_int_equal(planner_run(world.planner, &world.input, &plan), 0);
+	assert_int_equal(world.forms[5 * 4 + plan.choices[5].form].class, PLANNER_DENSE);
+	assert_int_equal(world.forms[4 * 4 + plan.choices[4].form].class, PLANNER_WORK);
+	assert_int_equal(world.forms[8 * 4 + plan.choices[8].form].class, PLANNER_RAW);
+	planner_explain(world.planner, &world.input, 5, &reasons);
+	assert_int_equal(reasons.reason, PLANNER_R_PINNED);
+	world.tensors[4].pin = world.tensors[5].pin = 0;
 	/* Without the memory for it, the lightest models give up pin and floor first. */
 	world.models[0].weight = 0.5f;
 	world.input.host.budget_bytes = 10 * (9 + 12 + 9 + 9) * MIB + 4 * MIB;
@@ -756,6 +766,9 @@ static void test_contradictions_are_refused(void **state)
 	world.forms[0].class = 4;
 	assert_int_equal(planner_run(world.planner, &world.input, &plan), -22);
 	world.forms[0].class = 0;
+	world.tensors[1].pin = PLANNER_N_CLASSES + 1;
+	assert_int_equal(planner_run(world.planner, &world.input, &plan), -EINVAL);
+	world.tensors[1].pin = 0;
 	world.models[0].pin = 77;
 	assert_int_equal(planner_run(world.planner, &world.input, &plan), -22);
 	world.models[0].pin = PLANNER_NO_CLASS;

@@ -25,6 +25,7 @@ static const char tune_help[] =
 	"Of MODEL:\n"
 	"  --weight W        what its waiting counts, against 1 of others\n"
 	"  --pin FORM        hold all of it like that: raw, fast, work, dense; none: no more\n"
+	"  --tensors GLOB    with --pin: only those whose names match, like '*.down_proj.weight'\n"
 	"  --floor FORM      never denser than this\n"
 	"  --ceiling FORM    never faster than this\n"
 	"  --limit SIZE      bytes that it may have; 0: no limit of its own\n"
@@ -50,6 +51,7 @@ static const struct option tune_options[] = {
 	{"objective", required_argument, NULL, TUNE_PLAIN},
 	{"budget", required_argument, NULL, TUNE_PLAIN},
 	{"pin", required_argument, NULL, TUNE_PLAIN},
+	{"tensors", required_argument, NULL, TUNE_PLAIN},
 	{"floor", required_argument, NULL, TUNE_PLAIN},
 	{"ceiling", required_argument, NULL, TUNE_PLAIN},
 	{"limit", required_argument, NULL, TUNE_PLAIN},
